@@ -1,0 +1,105 @@
+//! Every way in which a law says no. How a refusal looks on HTTP or RPC is the wire's business.
+
+use std::fmt;
+
+/// A stable word for the kind of a refusal; clients may match on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// A value is missing, malformed or out of range.
+    InvalidField,
+    /// The request is not what this route takes at all (malformed JSON, wrong type).
+    MalformedRequest,
+    /// No such invite code, or one that can't be redeemed any more.
+    UnknownCode,
+    /// The invite was redeemed before.
+    AlreadyRedeemed,
+    /// No such invite.
+    InviteNotFound,
+    /// No such guest.
+    GuestNotFound,
+    /// A guest token that is unknown, or whose guest has ended.
+    InvalidToken,
+    /// No such instance.
+    InstanceNotFound,
+    /// The invite is not in a state for that.
+    InviteState,
+    /// The guest is not in a state for that.
+    GuestState,
+    /// The instance is not in a state for that.
+    InstanceState,
+    /// A live instance has this handle.
+    HandleTaken,
+    /// The host has no room for another machine now.
+    NoCapacity,
+    /// The envelope has nothing left of what was asked for.
+    EnvelopeExhausted,
+    /// This backend can't enforce what was asked for.
+    NotEnforceable,
+}
+
+/// A law's no: what was wrong, which limit, what would pass.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Refusal {
+    /// The kind.
+    pub code: Code,
+    /// One sentence for people.
+    pub message: String,
+    /// The field of the request that was refused, if it was one.
+    pub field: Option<String>,
+    /// What was asked for.
+    pub requested: Option<String>,
+    /// What would pass.
+    pub allowed: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Refusal {
+    /// A refusal with a sentence and nothing more.
+    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+        Refusal {
+            code,
+            message: message.into(),
+            field: None,
+            requested: None,
+            allowed: None,
+            hint: None,
+        }
+    }
+
+    /// A field is missing or malformed; `allowed` says what would pass.
+    pub fn field(field: impl Into<String>, allowed: impl Into<String>) -> Refusal {
+        let (field, allowed) = (field.into(), allowed.into());
+        let mut refusal =
+            Refusal::new(Code::InvalidField, format!("{field} must be {allowed}"));
+        refusal.field = Some(field);
+        refusal.allowed = Some(allowed);
+        refusal
+    }
+
+    /// A field's value is outside of what is allowed.
+    pub fn out_of_range(field: String, requested: String, allowed: String) -> Refusal {
+        let mut refusal = Refusal::field(field, allowed);
+        refusal.requested = Some(requested);
+        refusal
+    }
+
+    /// The same refusal, with advice.
+    pub fn hint(mut self, hint: impl Into<String>) -> Refusal {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same refusal, with what was asked for and what would pass.
+    pub fn amounts(mut self, requested: impl Into<String>, allowed: impl Into<String>) -> Refusal {
+        self.requested = Some(requested.into());
+        self.allowed = Some(allowed.into());
+        self
+    }
+}

@@ -1,0 +1,17 @@
+//! The words of the house: ids, names and amounts, parsed once at the edge and valid from then on.
+//!
+//! Units are types. `MB` is 2^20 bytes where it is machine memory (as every VMM counts), `GB` is
+//! 10^9 bytes where it is disk or network (as contracts/couch.md 6 counts).
+
+mod amounts;
+mod ids;
+mod limits;
+mod time;
+
+pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number};
+pub use ids::{
+    BadWord, GuestId, Handle, ImageRef, InstanceId, InviteCode, InviteId, Label, Port, PublicKey,
+    Tree,
+};
+pub use limits::{Limit, Limits, OnLimit, Permissions, Usage, Violation};
+pub use time::{DurationMs, Time};

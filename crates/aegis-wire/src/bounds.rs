@@ -1,0 +1,70 @@
+//! Every size, depth, count, rate and deadline at a border, in one place.
+
+use std::time::Duration;
+
+/// Generation of the channel protocol that this build speaks; both sides use the lower one.
+pub const CHANNEL_GENERATION: u32 = 1;
+/// Generation of the protocol between aegisd and aegis-worker.
+pub const WORKER_GENERATION: u32 = 1;
+
+/// Largest payload of one epoch frame, bytes.
+pub const FRAME_PAYLOAD_MAX: usize = 32 * 1024;
+/// Largest JSON-RPC message or stream head, bytes (contracts/aegis.md 5).
+pub const RPC_MESSAGE_MAX: usize = 1024 * 1024;
+/// Largest JSON line on a worker's socket, bytes: a launch with env and command fits.
+pub const WORKER_LINE_MAX: usize = 2 * 1024 * 1024;
+/// JSON-RPC requests in flight per direction and machine (contracts/aegis.md 5).
+pub const RPC_IN_FLIGHT_MAX: usize = 64;
+/// Streams that the host opens on one machine's channel at a time: execs, port connections.
+pub const STREAMS_MAX: usize = 128;
+/// Streams that yamux counts at most; above [`STREAMS_MAX`] because closing ones count too.
+pub const STREAMS_COUNTED_MAX: usize = 2 * STREAMS_MAX;
+/// Receive window of all streams of one channel together, bytes.
+pub const CHANNEL_WINDOW: usize = STREAMS_COUNTED_MAX * 256 * 1024;
+/// Size of the pieces in which yamux sends, bytes: keeps RPC quick beside bulk.
+pub const CHANNEL_SPLIT: usize = 16 * 1024;
+/// Largest chunk of output in one exec or log frame, bytes.
+pub const OUTPUT_CHUNK_MAX: usize = 64 * 1024;
+/// Longest log line before it is cut in parts, bytes.
+pub const LOG_LINE_MAX: usize = 16 * 1024;
+/// One machine's log file is rotated at this size, bytes; one older file is kept.
+pub const LOG_FILE_MAX: u64 = 8 * 1024 * 1024;
+/// Log bytes per second that a worker takes from one machine before it lets it wait.
+pub const LOG_RATE: u32 = 8 * 1024 * 1024;
+
+/// Body of a couch request, bytes (contracts/couch.md 9).
+pub const COUCH_BODY_MAX: usize = 64 * 1024;
+/// Body of a host API request, bytes.
+pub const HOST_BODY_MAX: usize = 256 * 1024;
+/// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
+pub const PAGE_MAX: usize = 1000;
+/// Words of a command.
+pub const COMMAND_WORDS_MAX: usize = 1024;
+/// Bytes of a command and its environment together.
+pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
+
+/// From connect to the first answer of a harness in a clone.
+pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
+/// Cold boot of a golden machine, up to its quiesced state.
+pub const GOLDEN_DEADLINE: Duration = Duration::from_secs(90);
+/// One ordinary JSON-RPC call on the channel.
+pub const RPC_DEADLINE: Duration = Duration::from_secs(15);
+/// What a primary process gets between SIGTERM and SIGKILL.
+pub const GUEST_STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long the host waits for a graceful stop before it destroys the machine.
+pub const HOST_STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// A kill gives the freeze this long, then destroys all the same.
+pub const KILL_FREEZE_DEADLINE: Duration = Duration::from_millis(50);
+/// A kill's answer waits this long for the proof (contracts/couch.md 7).
+pub const KILL_VERIFY_DEADLINE: Duration = Duration::from_secs(10);
+/// A worker that was started and hears no launch ends itself.
+pub const WORKER_LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a worker reports usage while its machine runs.
+pub const USAGE_EVERY: Duration = Duration::from_secs(1);
+
+const _: () = assert!(
+    HOST_STOP_DEADLINE.as_millis() > GUEST_STOP_GRACE.as_millis() + 1000,
+    "the host must wait longer than the guest works"
+);
+const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
+const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);

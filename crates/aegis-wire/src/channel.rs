@@ -1,0 +1,186 @@
+//! The control channel between worker and harness (contracts/aegis.md 5).
+//!
+//! Layers, from below: a byte pipe that has no connections and may hold stale bytes → epoch frames
+//! ([`frame`]) → yamux streams (crate feature `pipe`) → one [`StreamHead`] per stream → on the
+//! control stream JSON-RPC ([`rpc`]), on the others bytes or [`output`] frames.
+//!
+//! The host opens every stream of this generation; a stream that the machine opens is closed.
+
+pub mod frame;
+pub mod output;
+pub mod rpc;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// First message on a stream that the host opens: length-prefixed JSON (`u32` big-endian).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StreamHead {
+    /// JSON-RPC, both ways. Exactly one per epoch, opened first.
+    Control,
+    /// Output of the primary process as [`output`] frames, machine → host. Opened before `run`.
+    Logs,
+    /// Runs a command; [`output`] frames both ways; ends with an exit frame.
+    Exec(ExecStart),
+    /// Bytes to and from a TCP port inside. The harness first answers one byte: [`PORT_OPEN`] or
+    /// [`PORT_REFUSED`] (then it closes). Each direction closes on its own.
+    Port {
+        /// The port on the machine's loopback.
+        port: u16,
+    },
+}
+
+/// First byte of a port stream's answer: connected.
+pub const PORT_OPEN: u8 = 0;
+/// First byte of a port stream's answer: nothing accepted there.
+pub const PORT_REFUSED: u8 = 1;
+
+/// A command to run beside the primary process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExecStart {
+    /// Program and arguments; the program is looked up in the machine's PATH.
+    pub command: Vec<String>,
+    /// Added to (and over) the environment of the primary process.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory; the primary process's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The whole process group is killed after this long, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_secs: Option<u64>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessExit {
+    /// Exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The deadline of [`ExecStart::timeout_secs`] ended it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+}
+
+/// `identify`: what makes a clone itself, before any user code runs. Answer: [`Identified`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Identify {
+    /// Host's clock, nanoseconds since 1970.
+    pub unix_ns: i64,
+    /// 64 bytes of the host's randomness, base64.
+    pub entropy: String,
+    /// The machine's host name.
+    pub hostname: String,
+    /// 32 hex digits for /etc/machine-id.
+    pub machine_id: String,
+    /// A UUID that the machine shows as its boot id.
+    pub boot_id: String,
+    /// Bytes that the writable disk must show; the harness waits for the resize to arrive.
+    pub disk_bytes: u64,
+}
+
+/// Answer to `identify`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Identified {
+    /// The boot id that processes inside see.
+    pub boot_id: String,
+    /// `uname -r` inside.
+    pub kernel: String,
+}
+
+/// `run`: starts the primary process. Answer: [`Started`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Its environment, beside the harness's own `AEGIS_*` and PATH, HOME, LANG.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory, default `/root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Ports that the outside may reach.
+    #[serde(default)]
+    pub expose_ports: Vec<u16>,
+    /// The capability token (contracts/aegis.md 3): held in the harness's memory, never passed on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability_token: Option<String>,
+    /// Line for root's `authorized_keys`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorized_key: Option<String>,
+}
+
+/// Answer to `run`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// Process id inside.
+    pub pid: i32,
+}
+
+/// `await_port`: answers once a TCP port inside accepts, or with [`rpc::CODE_CONFLICT`] after the time.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct AwaitPort {
+    /// The port on the machine's loopback.
+    pub port: u16,
+    /// Give up after this long, milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// `signal`: sends a signal to the primary process's group.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Signal {
+    /// The number, as on Linux x86-64.
+    pub signal: i32,
+}
+
+/// `shutdown`: ends the primary process and everything else inside, syncs and unmounts the disk.
+/// The answer `{}` means that the disk is clean; the harness stays until the machine is destroyed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub grace_ms: u64,
+}
+
+/// `set_time`: the host's clock, after a pause in which the machine's stood still.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SetTime {
+    /// Nanoseconds since 1970.
+    pub unix_ns: i64,
+}
+
+/// Answer to `health`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Health {
+    /// The boot id that processes inside see; empty before `identify`.
+    pub boot_id: String,
+    /// Since the harness started, milliseconds of the machine's own clock.
+    pub uptime_ms: u64,
+    /// Whether the primary process runs.
+    pub primary_running: bool,
+}
+
+/// Names of the methods that the host calls.
+pub mod method {
+    /// [`super::Identify`] → [`super::Identified`]
+    pub const IDENTIFY: &str = "identify";
+    /// [`super::Run`] → [`super::Started`]
+    pub const RUN: &str = "run";
+    /// [`super::AwaitPort`] → `{}`
+    pub const AWAIT_PORT: &str = "await_port";
+    /// [`super::Signal`] → `{}`
+    pub const SIGNAL: &str = "signal";
+    /// [`super::Shutdown`] → `{}`
+    pub const SHUTDOWN: &str = "shutdown";
+    /// [`super::SetTime`] → `{}`
+    pub const SET_TIME: &str = "set_time";
+    /// no params → [`super::Health`]
+    pub const HEALTH: &str = "health";
+    /// Only in a golden machine: warms caches, unmounts what must not be in a snapshot. → `{}`
+    pub const QUIESCE: &str = "quiesce";
+    /// Notification of the machine: [`super::ProcessExit`] of the primary process.
+    pub const PROCESS_EXITED: &str = "processExited";
+}

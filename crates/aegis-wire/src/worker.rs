@@ -1,0 +1,301 @@
+//! Between aegisd and aegis-worker: one unix socket per machine, and two one-shot programs.
+//!
+//! ```text
+//! aegisd                                     aegis-worker machine RUN_DIR
+//!   makes RUN_DIR (0700), RUN_DIR/lock, binds RUN_DIR/worker.sock,
+//!   starts the worker with the listening socket as fd 0        takes an exclusive flock on RUN_DIR/lock
+//!   connects, says {"op":"launch",…}            ──▶            boots; answers Event lines until the end
+//!   other connections: watch, freeze, thaw, stop, exec, port
+//! ```
+//! Each connection begins with one JSON line, a [`Request`] of at most
+//! [`crate::bounds::WORKER_LINE_MAX`] bytes. A worker holds its lock as long as it lives, outlives
+//! aegisd, and ends with its machine, after it wrote [`Ended`] to `RUN_DIR/ended.json`.
+//!
+//! `aegis-worker reap` ([`Reap`] on stdin → [`Reaped`] on stdout) removes and *proves gone* all that
+//! a machine had, whatever state it or its worker is in. `aegis-worker probe` prints [`Probe`].
+//! `aegis-worker golden` ([`Golden`] on stdin → [`GoldenReady`]) makes sure that a golden snapshot
+//! exists. No secret is in argv, in a file, or in the environment.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::channel::{ExecStart, ProcessExit, Run, rpc::RpcError};
+use crate::words::{CpuMillis, DiskBytes, InstanceId, MemoryMb, Time};
+
+/// File names in a machine's run directory.
+pub mod run_dir {
+    /// flock'ed by the worker while it lives.
+    pub const LOCK: &str = "lock";
+    /// The worker's listening socket, bound by aegisd.
+    pub const SOCKET: &str = "worker.sock";
+    /// What the worker is about to make, written before it makes it.
+    pub const MACHINE: &str = "machine.json";
+    /// Why and when the machine ended: [`super::Ended`].
+    pub const ENDED: &str = "ended.json";
+    /// The worker's own log.
+    pub const LOG: &str = "worker.log";
+}
+
+/// First line of a connection to a worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// Boots the machine; only once per worker. Answer: [`Event`] lines, as for `watch`.
+    Launch(Box<Launch>),
+    /// Answer: [`Event`] lines, the present state first, until the machine ended.
+    Watch,
+    /// Stops the machine's clock (QMP stop). Answer: one [`Reply`]. Repeats are fine.
+    Freeze,
+    /// Lets it go on, with the clock set. Answer: one [`Reply`].
+    Thaw,
+    /// Ends the machine in order (processes, disk synced), else after the deadline by force.
+    /// Answer: one [`Reply`] when it has ended.
+    Stop {
+        /// Milliseconds between SIGTERM and SIGKILL inside.
+        grace_ms: u64,
+    },
+    /// Runs a command. Answer: NDJSON of [`crate::logs::ExecStarted`], [`crate::logs::Entry`] lines,
+    /// [`crate::logs::ExecDone`]; or one [`Reply`] with an error. The command goes on, and is logged,
+    /// when the asker leaves.
+    Exec {
+        /// Chosen by aegisd.
+        exec_id: String,
+        /// What to run.
+        start: ExecStart,
+    },
+    /// Bytes to and from a TCP port inside. Answer: one [`Reply`], then the bytes.
+    Port {
+        /// The port on the machine's loopback.
+        port: u16,
+    },
+}
+
+/// All that a machine is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Launch {
+    /// [`crate::bounds::WORKER_GENERATION`] of the sender.
+    pub generation: u32,
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// What its golden snapshot is made of.
+    pub golden: Golden,
+    /// CPU quota, in force before user code runs.
+    pub cpu: CpuMillis,
+    /// Its writable disk.
+    pub disk: Disk,
+    /// cgroup below each controller's root, for example `aegis/3fa9c1d2/inst-…`.
+    pub cgroup: String,
+    /// Refuse to boot where a limit can't be enforced (no usable cgroups).
+    pub require_limits: bool,
+    /// Host name inside.
+    pub hostname: String,
+    /// UUID that the machine shows as its boot id.
+    pub boot_id: String,
+    /// The primary process.
+    pub run: Run,
+    /// Say `running` only once this port inside accepts.
+    pub await_port: Option<u16>,
+    /// Directory of `log.ndjson` and its rotated predecessor `log.1.ndjson`.
+    pub log_dir: PathBuf,
+}
+
+/// The writable disk: a sparse raw file, made (with ext4) when it does not exist.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// Its exact size.
+    pub bytes: DiskBytes,
+}
+
+/// What a golden snapshot is made of; any changed input makes another snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Golden {
+    /// Directory of all golden snapshots, `AEGIS_HOME/golden`.
+    pub dir: PathBuf,
+    /// `qemu-system-x86_64`
+    pub qemu: PathBuf,
+    /// Kernel as ELF (`vmlinux`) or bzImage.
+    pub kernel: PathBuf,
+    /// Kernel modules (`*.ko`, flat); absent when the kernel has all it needs built in.
+    pub modules: Option<PathBuf>,
+    /// The static harness.
+    pub harness: PathBuf,
+    /// Read-only root file system (erofs).
+    pub base: PathBuf,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Machine memory.
+    pub memory: MemoryMb,
+    /// Hardware or software.
+    pub accel: Accel,
+}
+
+/// Which accelerator runs machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// KVM where it is usable, else software emulation.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// Answer of `aegis-worker golden`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GoldenReady {
+    /// Names the snapshot: a hash of all inputs.
+    pub key: String,
+    /// It was there already.
+    pub cached: bool,
+    /// How long it took, milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// One line of a watch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The machine is in this state now.
+    State(MachineState),
+    /// What it used so far in this boot.
+    Usage(Sample),
+}
+
+/// State of a machine, as its worker sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum MachineState {
+    /// No launch was said yet.
+    Waiting,
+    /// On its way: a word for people (`golden`, `clone`, `identify`, `run`, `port`).
+    Booting {
+        /// Where it is.
+        stage: String,
+    },
+    /// Harness up, primary process started, awaited port accepting.
+    Running {
+        /// What processes inside see as boot id.
+        boot_id: String,
+    },
+    /// Its clock stands still.
+    Frozen {
+        /// As for `running`.
+        boot_id: String,
+    },
+    /// Gone; the last line.
+    Ended(Ended),
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The kind of end.
+    pub reason: EndReason,
+    /// How the primary process ended, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ProcessExit>,
+    /// One sentence for people; for a failed boot its cause.
+    pub message: String,
+    /// When.
+    pub at: Time,
+    /// The whole boot's usage.
+    pub usage: Sample,
+}
+
+/// Kind of a machine's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The primary process exited.
+    Exited,
+    /// The host stopped it.
+    Stopped,
+    /// It never came up.
+    BootFailed,
+    /// The VMM died, or nothing inside answers any more.
+    Crashed,
+}
+
+/// Usage of one boot, measured on the host. Each number only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// CPU time of the machine, nanoseconds (cgroup).
+    pub cpu_ns: u64,
+    /// Highest memory of the machine seen, bytes, without the VMM's own.
+    pub memory_peak_bytes: u64,
+    /// Bytes allocated for the disk file.
+    pub disk_bytes: u64,
+    /// Since the clone started, without frozen time, milliseconds.
+    pub uptime_ms: u64,
+}
+
+/// One-line answer: `{"ok":true}` or `{"error":{…}}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// Done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ok: bool,
+    /// Not done, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RpcError>,
+}
+
+impl Reply {
+    /// Done.
+    pub fn ok() -> Reply {
+        Reply { ok: true, error: None }
+    }
+
+    /// Not done.
+    pub fn error(error: RpcError) -> Reply {
+        Reply { ok: false, error: Some(error) }
+    }
+}
+
+/// Asks `aegis-worker reap` to end and remove whatever a machine had.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reap {
+    /// Removed whole.
+    pub run_dir: PathBuf,
+    /// As in [`Launch::cgroup`].
+    pub cgroup: String,
+    /// Removed when given; kept for a later start when not.
+    pub disk: Option<PathBuf>,
+    /// Give up (and say so) after this long, milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// What `aegis-worker reap` proved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reaped {
+    /// Of `process`, `cgroup`, `network`, `disk`: what was looked for and is not there any more.
+    pub verified: Vec<String>,
+    /// What is still there, a sentence each; empty when all is gone.
+    pub remaining: Vec<String>,
+    /// The boot's last usage, read before the cgroup went, if there was one.
+    pub usage: Option<Sample>,
+}
+
+/// What this host can do for machines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    /// Of [`crate::bounds::WORKER_GENERATION`].
+    pub generation: u32,
+    /// `kvm` or `tcg`.
+    pub accel: String,
+    /// Why KVM is not used, when it is not.
+    pub accel_reason: Option<String>,
+    /// `v1`, `v2` or `none`.
+    pub cgroups: String,
+    /// Which limits can be enforced: of `cpu`, `memory`, `pids`.
+    pub limits: Vec<String>,
+    /// What to do about missing ones.
+    pub limits_reason: Option<String>,
+    /// Each machine's VMM runs as a user of its own.
+    pub own_uid: bool,
+}
