@@ -3,7 +3,18 @@
 //! This crate **judges**: it says what may happen and what follows from it, and nothing else. It
 //! may not know a clock, randomness, files, sockets, async, JSON, HTTP or SQL; whoever asks hands
 //! in the facts, the time and fresh ids as values.
+//!
+//! Start reading at [`invite`]: an invite becomes a guest; then [`instance`]: what a machine's next
+//! step is; then [`kill`]: what must be proven gone. All that can ever be written is a
+//! [`change::Change`]; [`words`] are what all of them speak.
 #![forbid(unsafe_code)]
 
+pub mod audit;
+pub mod capacity;
+pub mod change;
+pub mod guest;
+pub mod instance;
+pub mod invite;
+pub mod kill;
 pub mod refusal;
 pub mod words;

@@ -12,6 +12,9 @@
 
 pub mod bounds;
 pub mod channel;
+pub mod couch;
+pub mod error;
+pub mod host;
 pub mod logs;
 #[cfg(feature = "pipe")]
 pub mod pipe;

@@ -1,0 +1,204 @@
+//! All that can ever be written.
+//!
+//! A [`Change`] is the new state of a row, the audit note and the event at once, so nothing changes
+//! without leaving a trace. The ledger stores what [`Change::note`] says and what the `apply`
+//! functions make of the records; nothing else writes.
+
+mod apply;
+
+use crate::audit::{Note, Subject};
+use crate::guest::{Guest, GuestStatus};
+use crate::instance::{Exit, Instance, InstanceState, Wanted};
+use crate::invite::Invite;
+use crate::kill::{MachineEnd, Receipt};
+use crate::words::{GuestId, InstanceId, InviteId, Label, Port, Time, Usage};
+
+/// One thing that is written, together with the others of its set or not at all.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "fields are ids, times and new values of what the variant names")]
+pub enum Change {
+    /// An invite exists.
+    InviteCreated(Box<Invite>),
+    /// It was spent.
+    InviteRedeemed { id: InviteId, guest: GuestId, by: Label, at: Time },
+    /// It was withdrawn.
+    InviteRevoked { id: InviteId, at: Time },
+    /// Its time is over.
+    InviteExpired { id: InviteId, at: Time },
+
+    /// A guest exists.
+    GuestCreated(Box<Guest>),
+    /// Its machine answers.
+    GuestActivated { id: GuestId, vm_id: String, agent_endpoint: Option<String>, at: Time },
+    /// It is frozen, thawed, stopped, expired or revoked now.
+    GuestMoved { id: GuestId, to: GuestStatus, at: Time },
+    /// Why the last try to provision it failed.
+    ProvisionFailed { id: GuestId, reason: String, at: Time },
+    /// Numbers that this host can't measure.
+    UsageReported { id: GuestId, usage: Usage },
+    /// It passed limits.
+    LimitsExceeded { id: GuestId, violations: Vec<String>, at: Time },
+    /// A kill could not be proven yet.
+    KillUnverified { id: GuestId, remaining: Vec<String>, at: Time },
+    /// A kill is proven.
+    KillVerified { id: GuestId, receipt: Box<Receipt> },
+
+    /// An instance exists and wants to run.
+    InstanceCreated(Box<Instance>),
+    /// What should be, changed.
+    InstanceWanted { id: InstanceId, wanted: Wanted, at: Time },
+    /// A stopped one is to run again.
+    InstanceStarts { id: InstanceId, at: Time },
+    /// Nothing but start wakes it.
+    InstanceDisabled { id: InstanceId, at: Time },
+    /// A port of the host leads to it.
+    InstancePort { id: InstanceId, guest_port: Port, public_port: Port },
+    /// Its machine answers.
+    InstanceRuns { id: InstanceId, boot_id: String, at: Time },
+    /// Its machine's clock stands still: paused or frozen.
+    InstanceFroze { id: InstanceId, to: InstanceState, at: Time },
+    /// What it used in this boot.
+    InstanceUsed { id: InstanceId, usage: Usage },
+    /// A boot failed.
+    BootFailed { id: InstanceId, attempts: u32, retry_at: Time, message: String, at: Time },
+    /// Its machine has ended.
+    InstanceEnded { id: InstanceId, exit: Exit },
+    /// All but the disk is gone; `stopped` when that is what was wanted.
+    InstanceCleared { id: InstanceId, usage: Usage, stopped: bool, at: Time },
+    /// Something of it resists destruction.
+    DestroyFailed { id: InstanceId, message: String },
+    /// It is proven gone.
+    InstanceDestroyed { end: MachineEnd, usage: Usage },
+    /// Its record is no longer needed.
+    InstanceForgotten { id: InstanceId, at: Time },
+}
+
+impl Change {
+    /// What the audit trail says of it; `None` for counters and notes to oneself.
+    pub fn note(&self) -> Option<Note> {
+        let invite = |kind, id: &InviteId, data| note(kind, Subject::Invite(id.clone()), data);
+        let guest = |kind, id: &GuestId, data| note(kind, Subject::Guest(id.clone()), data);
+        let instance = |kind, id: &InstanceId, data| note(kind, Subject::Instance(id.clone()), data);
+        match self {
+            Change::InviteCreated(i) => invite(
+                "couch.invite.created",
+                &i.id,
+                vec![("createdBy", i.created_by.to_string()), ("expiresAt", i.expires_at.to_string())],
+            ),
+            Change::InviteRedeemed { id, guest, by, .. } => invite(
+                "couch.invite.redeemed",
+                id,
+                vec![("guestId", guest.to_string()), ("redeemedBy", by.to_string())],
+            ),
+            Change::InviteRevoked { id, .. } => invite("couch.invite.revoked", id, vec![]),
+            Change::InviteExpired { id, .. } => invite("couch.invite.expired", id, vec![]),
+
+            Change::GuestCreated(_) | Change::UsageReported { .. } => None,
+            Change::GuestActivated { id, vm_id, .. } => {
+                guest("couch.guest.activated", id, vec![("vmId", vm_id.clone())])
+            }
+            Change::GuestMoved { id, to, .. } => {
+                let kind = match to {
+                    GuestStatus::Provisioning => return None,
+                    GuestStatus::Running => "couch.guest.thawed",
+                    GuestStatus::Frozen => "couch.guest.frozen",
+                    GuestStatus::Stopped => "couch.guest.stopped",
+                    GuestStatus::Expired => "couch.guest.expired",
+                    GuestStatus::Revoked => "couch.guest.killed",
+                };
+                guest(kind, id, vec![])
+            }
+            Change::ProvisionFailed { id, reason, .. } => {
+                guest("couch.provision.failed", id, vec![("reason", reason.clone())])
+            }
+            Change::LimitsExceeded { id, violations, .. } => guest(
+                "couch.guest.limits_exceeded",
+                id,
+                vec![("violations", violations.join(", "))],
+            ),
+            Change::KillUnverified { id, remaining, .. } => {
+                guest("couch.kill.unverified", id, vec![("remaining", remaining.join("; "))])
+            }
+            Change::KillVerified { id, receipt } => guest(
+                "couch.kill.verified",
+                id,
+                vec![
+                    ("machines", receipt.machines.len().to_string()),
+                    ("elapsedMs", receipt.elapsed.0.to_string()),
+                    ("receiptHash", receipt.hash.clone()),
+                ],
+            ),
+
+            Change::InstanceCreated(i) => instance(
+                "instance.created",
+                &i.id,
+                vec![
+                    ("image", i.spec.image.to_string()),
+                    ("cpuMillis", i.spec.cpu.0.to_string()),
+                    ("memoryMb", i.spec.memory.0.to_string()),
+                    ("diskBytes", i.spec.disk.0.to_string()),
+                ],
+            ),
+            Change::InstanceStarts { id, .. } => instance("instance.starting", id, vec![]),
+            Change::InstanceRuns { id, boot_id, .. } => {
+                instance("instance.started", id, vec![("bootId", boot_id.clone())])
+            }
+            Change::InstanceFroze { id, to, .. } => {
+                instance("instance.paused", id, vec![("state", to.word().to_owned())])
+            }
+            Change::InstanceEnded { id, exit } => {
+                instance("instance.stopped", id, vec![("message", exit.message.clone())])
+            }
+            Change::InstanceDestroyed { end, .. } => {
+                instance("instance.destroyed", &end.id, vec![("verified", end.verified.join(","))])
+            }
+            Change::InstanceDisabled { id, .. } => instance("instance.disabled", id, vec![]),
+            Change::InstanceWanted { id, wanted, .. } => {
+                instance("instance.wanted", id, vec![("wanted", wanted.word().to_owned())])
+            }
+            Change::InstancePort { .. }
+            | Change::InstanceUsed { .. }
+            | Change::BootFailed { .. }
+            | Change::InstanceCleared { .. }
+            | Change::DestroyFailed { .. }
+            | Change::InstanceForgotten { .. } => None,
+        }
+    }
+
+    /// Which record it changes.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Change::InviteCreated(i) => Subject::Invite(i.id.clone()),
+            Change::InviteRedeemed { id, .. }
+            | Change::InviteRevoked { id, .. }
+            | Change::InviteExpired { id, .. } => Subject::Invite(id.clone()),
+            Change::GuestCreated(g) => Subject::Guest(g.id.clone()),
+            Change::GuestActivated { id, .. }
+            | Change::GuestMoved { id, .. }
+            | Change::ProvisionFailed { id, .. }
+            | Change::UsageReported { id, .. }
+            | Change::LimitsExceeded { id, .. }
+            | Change::KillUnverified { id, .. }
+            | Change::KillVerified { id, .. } => Subject::Guest(id.clone()),
+            Change::InstanceCreated(i) => Subject::Instance(i.id.clone()),
+            Change::InstanceDestroyed { end, .. } => Subject::Instance(end.id.clone()),
+            Change::InstanceWanted { id, .. }
+            | Change::InstanceStarts { id, .. }
+            | Change::InstanceDisabled { id, .. }
+            | Change::InstancePort { id, .. }
+            | Change::InstanceRuns { id, .. }
+            | Change::InstanceFroze { id, .. }
+            | Change::InstanceUsed { id, .. }
+            | Change::BootFailed { id, .. }
+            | Change::InstanceEnded { id, .. }
+            | Change::InstanceCleared { id, .. }
+            | Change::DestroyFailed { id, .. }
+            | Change::InstanceForgotten { id, .. } => Subject::Instance(id.clone()),
+        }
+    }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "the arms of note() read as one table")]
+fn note(kind: &'static str, subject: Subject, data: Vec<(&'static str, String)>) -> Option<Note> {
+    Some(Note { kind, subject, data })
+}

@@ -1,0 +1,139 @@
+//! What a change makes of a record.
+
+use super::Change;
+use crate::guest::{Guest, GuestStatus};
+use crate::instance::{Instance, InstanceState, Wanted};
+use crate::invite::{Invite, InviteStatus};
+use crate::words::{Time, Usage};
+
+impl Invite {
+    /// The record after a change to it; other changes leave it as it is.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::InviteRedeemed { guest, by, at, .. } => {
+                self.status = InviteStatus::Redeemed;
+                self.guest_id = Some(guest.clone());
+                self.redeemed_by = Some(by.clone());
+                self.redeemed_at = Some(*at);
+            }
+            Change::InviteRevoked { .. } => self.status = InviteStatus::Revoked,
+            Change::InviteExpired { .. } => self.status = InviteStatus::Expired,
+            _ => {}
+        }
+    }
+}
+
+impl Guest {
+    /// The record after a change to it; other changes leave it as it is.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::GuestActivated { vm_id, agent_endpoint, .. } => {
+                self.status = GuestStatus::Running;
+                self.vm_id = Some(vm_id.clone());
+                self.agent_endpoint = agent_endpoint.clone();
+                self.provision_error = None;
+            }
+            Change::GuestMoved { to, at, .. } => {
+                debug_assert!(self.status.may_become(*to), "{:?} to {to:?}", self.status);
+                self.status = *to;
+                if !to.is_live() {
+                    self.stopped_at = Some(*at);
+                    self.agent_endpoint = None;
+                }
+            }
+            Change::ProvisionFailed { reason, .. } => self.provision_error = Some(reason.clone()),
+            Change::UsageReported { usage, .. } => self.reported = *usage,
+            Change::LimitsExceeded { .. } => self.limits_exceeded = true,
+            Change::KillVerified { receipt, .. } => self.receipt = Some((**receipt).clone()),
+            _ => {}
+        }
+    }
+}
+
+impl Instance {
+    /// The record after a change to it; other changes leave it as it is.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::InstanceWanted { wanted, at, .. } => {
+                // Gone is final: no later wish takes it back.
+                if self.wanted != Wanted::Gone {
+                    self.wanted = *wanted;
+                }
+                self.retry_at = None;
+                self.updated_at = *at;
+            }
+            Change::InstanceStarts { at, .. } => {
+                self.wanted = Wanted::Running;
+                self.state = InstanceState::Starting;
+                self.enabled = true;
+                self.attempts = 0;
+                self.retry_at = None;
+                self.last_error = None;
+                self.exit = None;
+                self.boot_id = None;
+                self.updated_at = *at;
+            }
+            Change::InstanceDisabled { at, .. } => {
+                self.enabled = false;
+                self.updated_at = *at;
+            }
+            Change::InstancePort { guest_port, public_port, .. } => {
+                for expose in &mut self.spec.exposes {
+                    if expose.guest_port == *guest_port {
+                        expose.public_port = Some(*public_port);
+                    }
+                }
+            }
+            Change::InstanceRuns { boot_id, at, .. } => {
+                self.state = InstanceState::Running;
+                self.boot_id = Some(boot_id.clone());
+                self.attempts = 0;
+                self.retry_at = None;
+                self.last_error = None;
+                self.updated_at = *at;
+            }
+            Change::InstanceFroze { to, at, .. } => {
+                self.state = *to;
+                self.frozen_at = Some(*at);
+                self.updated_at = *at;
+            }
+            Change::InstanceUsed { usage, .. } => self.usage_boot = *usage,
+            Change::BootFailed { attempts, retry_at, message, at, .. } => {
+                self.attempts = *attempts;
+                self.retry_at = Some(*retry_at);
+                self.last_error = Some(message.clone());
+                self.updated_at = *at;
+            }
+            Change::InstanceEnded { exit, .. } => {
+                self.exit = Some(exit.clone());
+                self.updated_at = exit.at;
+            }
+            Change::InstanceCleared { usage, stopped, at, .. } => {
+                self.fold(*usage, *at);
+                if *stopped {
+                    self.state = InstanceState::Stopped;
+                    self.stopped_at = Some(*at);
+                } else {
+                    self.state = InstanceState::Starting;
+                }
+            }
+            Change::DestroyFailed { message, .. } => self.last_error = Some(message.clone()),
+            Change::InstanceDestroyed { end, usage } => {
+                self.fold(*usage, end.destroyed_at);
+                self.state = InstanceState::Gone;
+                self.stopped_at = self.stopped_at.or(Some(end.destroyed_at));
+                self.end = Some(end.clone());
+                self.last_error = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// A boot is over: its usage counts among the past ones.
+    fn fold(&mut self, usage: Usage, at: Time) {
+        self.usage_past = self.usage_past.and(self.usage_boot.at_least(usage));
+        self.usage_boot = Usage::default();
+        self.boot_id = None;
+        self.updated_at = at;
+    }
+}

@@ -1,0 +1,174 @@
+//! From facts to what is recorded. Facts come up, calls never do.
+
+use super::{Exit, Instance, InstanceState, Wanted};
+use crate::change::Change;
+use crate::guest::{self, Guest};
+use crate::kill::MachineEnd;
+use crate::words::{DurationMs, Time, Usage};
+
+/// Something that was seen or done, and is to be recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The machine answered, and all that was awaited is there.
+    Runs {
+        /// What processes inside see.
+        boot_id: String,
+        /// Where the guest's agent answers.
+        endpoint: Option<String>,
+    },
+    /// Its clock was stopped.
+    Froze,
+    /// What it used in this boot so far.
+    Used(Usage),
+    /// It never came up.
+    BootFailed {
+        /// Why.
+        message: String,
+    },
+    /// It came up, and has ended.
+    Ended(Exit),
+    /// All but the disk is gone.
+    Cleared {
+        /// Last usage, if it was still to be read.
+        usage: Option<Usage>,
+    },
+    /// It was destroyed; `verified` names what was looked for and is not there.
+    Destroyed {
+        /// When its clock was stopped before.
+        frozen_at: Option<Time>,
+        /// What is proven gone.
+        verified: Vec<String>,
+        /// What is still there.
+        remaining: Vec<String>,
+        /// Last usage, if it was still to be read.
+        usage: Option<Usage>,
+    },
+}
+
+/// How often a host's own instance is tried before it stops with its error.
+pub const RETRIES_OF_A_HOST: u32 = 2;
+const FIRST_RETRY_MS: u64 = 500;
+const LONGEST_RETRY_MS: u64 = 60_000;
+
+/// What a fact changes, for the instance and for its guest, in one set.
+pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time) -> Vec<Change> {
+    let id = || instance.id.clone();
+    match fact {
+        Fact::Runs { boot_id, endpoint } => {
+            let mut changes = Vec::new();
+            let known = instance.boot_id.as_deref() == Some(boot_id.as_str());
+            if !(known && instance.state == InstanceState::Running) {
+                changes.push(Change::InstanceRuns { id: id(), boot_id, at: now });
+            }
+            if let Some(guest) = guest {
+                changes.extend(guest::machine_runs(guest, endpoint, now));
+            }
+            changes
+        }
+        Fact::Froze => {
+            let to = match instance.wanted {
+                Wanted::Paused => InstanceState::Paused,
+                _ => InstanceState::Frozen,
+            };
+            if instance.state == to {
+                return Vec::new();
+            }
+            vec![Change::InstanceFroze { id: id(), to, at: now }]
+        }
+        Fact::Used(usage) => {
+            let total = instance.usage_boot.at_least(usage);
+            if total == instance.usage_boot {
+                return Vec::new();
+            }
+            let mut changes = vec![Change::InstanceUsed { id: id(), usage: total }];
+            if let Some(guest) = guest {
+                let all = guest.usage(std::iter::once(instance.usage_past.and(total)));
+                changes.extend(guest::note_violations(guest, &all, now));
+            }
+            changes
+        }
+        Fact::BootFailed { message } => boot_failed(instance, guest, message, now),
+        Fact::Ended(exit) => {
+            if !matches!(instance.wanted, Wanted::Running | Wanted::Paused | Wanted::Frozen) {
+                return Vec::new();
+            }
+            let mut changes = vec![
+                Change::InstanceEnded { id: id(), exit },
+                Change::InstanceWanted { id: id(), wanted: Wanted::Stopped, at: now },
+            ];
+            if let Some(guest) = guest {
+                changes.extend(guest::machine_stopped(guest, now));
+            }
+            changes
+        }
+        Fact::Cleared { usage } => vec![Change::InstanceCleared {
+            id: id(),
+            usage: instance.usage_boot.at_least(usage.unwrap_or_default()),
+            stopped: instance.wanted == Wanted::Stopped,
+            at: now,
+        }],
+        Fact::Destroyed { frozen_at, verified, remaining, usage } => {
+            if !remaining.is_empty() {
+                return match &instance.guest {
+                    // Said once per kill, not once per try.
+                    Some(guest) if instance.last_error.is_none() => vec![
+                        Change::DestroyFailed { id: id(), message: remaining.join("; ") },
+                        Change::KillUnverified { id: guest.clone(), remaining, at: now },
+                    ],
+                    _ => vec![Change::DestroyFailed { id: id(), message: remaining.join("; ") }],
+                };
+            }
+            let end = MachineEnd {
+                id: id(),
+                frozen_at: frozen_at.or(instance.frozen_at),
+                destroyed_at: now,
+                verified,
+            };
+            let usage = instance.usage_boot.at_least(usage.unwrap_or_default());
+            let mut changes = vec![Change::InstanceDestroyed { end, usage }];
+            if instance.guest.is_none() {
+                changes.push(Change::InstanceForgotten { id: id(), at: now });
+            }
+            changes
+        }
+    }
+}
+
+/// A guest's machine is tried again, ever more slowly, until the guest's time is over; a host's own
+/// instance a few times.
+fn boot_failed(
+    instance: &Instance,
+    guest: Option<&Guest>,
+    message: String,
+    now: Time,
+) -> Vec<Change> {
+    let attempts = instance.attempts + 1;
+    let delay = (FIRST_RETRY_MS << attempts.min(16).saturating_sub(1)).min(LONGEST_RETRY_MS);
+    let retry = match guest {
+        Some(guest) => guest.status_at(now).is_live(),
+        None => attempts <= RETRIES_OF_A_HOST,
+    };
+    let mut changes = vec![Change::BootFailed {
+        id: instance.id.clone(),
+        attempts,
+        retry_at: now.plus(DurationMs(delay)),
+        message: message.clone(),
+        at: now,
+    }];
+    if let Some(guest) = guest {
+        changes.push(Change::ProvisionFailed { id: guest.id.clone(), reason: message, at: now });
+    } else if !retry {
+        changes.push(Change::InstanceEnded {
+            id: instance.id.clone(),
+            exit: Exit { code: None, message, at: now },
+        });
+    }
+    if !retry && instance.wanted != Wanted::Gone {
+        changes.push(Change::InstanceWanted {
+            id: instance.id.clone(),
+            wanted: Wanted::Stopped,
+            at: now,
+        });
+    }
+    changes
+}

@@ -1,0 +1,275 @@
+//! Invites: create, redeem, revoke, expire (contracts/couch.md 2 and 3).
+//!
+//! ```text
+//! active ──redeem──▶ redeemed      active ──revoke──▶ revoked      active ──clock──▶ expired
+//! ```
+
+use crate::change::Change;
+use crate::guest::{Guest, GuestStatus, Provisioner};
+use crate::instance::{Instance, Spec};
+use crate::refusal::{Code, Refusal};
+use crate::words::{
+    DurationMs, GuestId, ImageRef, InstanceId, InviteId, Label, Limits, OnLimit, Permissions, Port,
+    PublicKey, Time, Tree,
+};
+
+/// SHA-256 of a secret; the secret itself is never stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SecretHash(pub [u8; 32]);
+
+/// Where an invite is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InviteStatus {
+    /// Can be redeemed.
+    Active,
+    /// Was redeemed, once.
+    Redeemed,
+    /// Withdrawn by the host.
+    Revoked,
+    /// Nobody came in time.
+    Expired,
+}
+
+impl InviteStatus {
+    /// All of them.
+    pub const ALL: [InviteStatus; 4] = [
+        InviteStatus::Active,
+        InviteStatus::Redeemed,
+        InviteStatus::Revoked,
+        InviteStatus::Expired,
+    ];
+
+    /// The word on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            InviteStatus::Active => "active",
+            InviteStatus::Redeemed => "redeemed",
+            InviteStatus::Revoked => "revoked",
+            InviteStatus::Expired => "expired",
+        }
+    }
+
+    /// From the word on the wire.
+    pub fn parse(word: &str) -> Option<InviteStatus> {
+        Self::ALL.into_iter().find(|s| s.word() == word)
+    }
+}
+
+/// What an invite offers besides limits and permissions (contracts/couch.md 2, "Ours").
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Image or commit to start from; else the configured one.
+    pub golden: Option<ImageRef>,
+    /// The guest's port behind `agentEndpoint`; when given, it must accept before `running` is said.
+    pub agent_port: Option<Port>,
+    /// Names with globs and CIDRs; absent means all public addresses, empty means none.
+    pub egress_allow: Option<Vec<String>>,
+    /// Names of host services.
+    pub host_services: Vec<String>,
+    /// Depth of spawning.
+    pub spawn_depth: u32,
+    /// Children at a time.
+    pub max_children: u32,
+    /// What to do when a limit is passed.
+    pub on_limit: Option<OnLimit>,
+}
+
+/// A single-use invitation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invite {
+    /// Its id, not secret.
+    pub id: InviteId,
+    /// Hash of its code.
+    pub code_hash: SecretHash,
+    /// As recorded; [`Invite::status_at`] is what holds.
+    pub status: InviteStatus,
+    /// Who invited.
+    pub created_by: Label,
+    /// What for.
+    pub label: Option<Label>,
+    /// The six limits.
+    pub limits: Limits,
+    /// The three permissions.
+    pub permissions: Permissions,
+    /// The rest of the offer.
+    pub offer: Offer,
+    /// When it was made.
+    pub created_at: Time,
+    /// From when on it can't be redeemed.
+    pub expires_at: Time,
+    /// When it was redeemed.
+    pub redeemed_at: Option<Time>,
+    /// By whom.
+    pub redeemed_by: Option<Label>,
+    /// As which guest.
+    pub guest_id: Option<GuestId>,
+}
+
+impl Invite {
+    /// The status that holds now: the clock decides, not the last sweep.
+    pub fn status_at(&self, now: Time) -> InviteStatus {
+        match self.status {
+            InviteStatus::Active if now >= self.expires_at => InviteStatus::Expired,
+            recorded => recorded,
+        }
+    }
+}
+
+/// A request for an invite, parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Create {
+    /// Who invites.
+    pub created_by: Label,
+    /// What for.
+    pub label: Option<Label>,
+    /// The six limits, defaults filled in.
+    pub limits: Limits,
+    /// The three permissions, defaults filled in.
+    pub permissions: Permissions,
+    /// The rest.
+    pub offer: Offer,
+    /// For how long it can be redeemed; in (0, 720] hours.
+    pub expires_in: DurationMs,
+}
+
+/// Makes an invite.
+pub fn create(ask: Create, id: InviteId, code_hash: SecretHash, now: Time) -> Vec<Change> {
+    vec![Change::InviteCreated(Box::new(Invite {
+        id,
+        code_hash,
+        status: InviteStatus::Active,
+        created_by: ask.created_by,
+        label: ask.label,
+        limits: ask.limits,
+        permissions: ask.permissions,
+        offer: ask.offer,
+        created_at: now,
+        expires_at: now.plus(ask.expires_in),
+        redeemed_at: None,
+        redeemed_by: None,
+        guest_id: None,
+    }))]
+}
+
+/// A request to redeem, parsed. The code was used to find the invite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Redeem {
+    /// The guest's name.
+    pub name: Label,
+    /// For SSH access.
+    pub public_key: Option<PublicKey>,
+    /// Hash of the `Idempotency-Key` header.
+    pub idempotency: Option<SecretHash>,
+}
+
+/// Ids and hashes made outside, where randomness and keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fresh {
+    /// The guest's id.
+    pub guest: GuestId,
+    /// The hash of the guest's token.
+    pub token_hash: SecretHash,
+    /// The id of the guest's machine.
+    pub instance: InstanceId,
+}
+
+/// How a redeem came out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Redeemed {
+    /// A new guest: to be written.
+    New {
+        /// What to write.
+        changes: Vec<Change>,
+        /// The guest as it will be.
+        guest: Box<Guest>,
+    },
+    /// The same request came before (`Idempotency-Key`): the guest that it made.
+    Again(Box<Guest>),
+}
+
+/// Redeems an invite: it is spent, a guest exists, and the intent to provision is written, all in
+/// the one set of changes (contracts/couch.md 3).
+///
+/// `invite` is what the code's hash found; `earlier` is the invite's guest, where there is one;
+/// `spec` is the machine that this invite becomes, `None` where guests are activated by hand.
+pub fn redeem(
+    invite: Option<&Invite>,
+    earlier: Option<&Guest>,
+    ask: Redeem,
+    spec: Option<Spec>,
+    fresh: Fresh,
+    now: Time,
+) -> Result<Redeemed, Refusal> {
+    let unknown = || Refusal::new(Code::UnknownCode, "unknown, expired or revoked invite code");
+    let invite = invite.ok_or_else(unknown)?;
+    match invite.status_at(now) {
+        InviteStatus::Active => {}
+        InviteStatus::Revoked | InviteStatus::Expired => return Err(unknown()),
+        InviteStatus::Redeemed => {
+            if let (Some(guest), Some(key)) = (earlier, ask.idempotency)
+                && guest.idempotency == Some(key)
+            {
+                return Ok(Redeemed::Again(Box::new(guest.clone())));
+            }
+            return Err(Refusal::new(Code::AlreadyRedeemed, "this invite was already redeemed"));
+        }
+    }
+    let expires_at = now.plus(invite.limits.duration);
+    let guest = Guest {
+        id: fresh.guest.clone(),
+        invite: invite.id.clone(),
+        name: ask.name.clone(),
+        public_key: ask.public_key,
+        token_hash: fresh.token_hash,
+        idempotency: ask.idempotency,
+        status: GuestStatus::Provisioning,
+        provisioner: if spec.is_some() { Provisioner::Local } else { Provisioner::Manual },
+        limits: invite.limits,
+        permissions: invite.permissions,
+        instance: spec.as_ref().map(|_| fresh.instance.clone()),
+        vm_id: None,
+        agent_endpoint: None,
+        provision_error: None,
+        reported: Default::default(),
+        limits_exceeded: false,
+        created_at: now,
+        expires_at,
+        stopped_at: None,
+        receipt: None,
+    };
+    let mut changes = vec![
+        Change::InviteRedeemed {
+            id: invite.id.clone(),
+            guest: fresh.guest.clone(),
+            by: ask.name,
+            at: now,
+        },
+        Change::GuestCreated(Box::new(guest.clone())),
+    ];
+    if let Some(spec) = spec {
+        let tree = Tree::Invite(invite.id.clone());
+        let instance = Instance::new(fresh.instance, tree, Some(fresh.guest), None, spec, now);
+        changes.push(Change::InstanceCreated(Box::new(instance)));
+    }
+    Ok(Redeemed::New { changes, guest: Box::new(guest) })
+}
+
+/// Withdraws an active invite.
+pub fn revoke(invite: &Invite, now: Time) -> Result<Vec<Change>, Refusal> {
+    match invite.status_at(now) {
+        InviteStatus::Active => Ok(vec![Change::InviteRevoked { id: invite.id.clone(), at: now }]),
+        other => Err(Refusal::new(
+            Code::InviteState,
+            format!("cannot revoke invite with status '{}'", other.word()),
+        )),
+    }
+}
+
+/// Records that nobody came in time.
+pub fn expire(invite: &Invite, now: Time) -> Vec<Change> {
+    if invite.status == InviteStatus::Active && now >= invite.expires_at {
+        vec![Change::InviteExpired { id: invite.id.clone(), at: now }]
+    } else {
+        Vec::new()
+    }
+}

@@ -1,0 +1,471 @@
+//! snake_case shapes of `/v1` on the host socket (contracts/aegis.md 1).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
+use crate::channel::ExecStart;
+use crate::refusal::{Code, Refusal};
+use crate::words::{
+    CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Port, Time,
+};
+use aegis_rules::instance::{Expose, IdlePolicy, Instance, Protocol};
+
+/// Body of `POST /v1/instances`, as it comes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBody {
+    /// The primary process; required for a new one.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+    /// The host's name for it.
+    #[serde(default)]
+    pub handle: Option<String>,
+    /// The image; else the configured one.
+    #[serde(default)]
+    pub image_ref: Option<String>,
+    /// Its environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Its working directory.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Ports: `[8080]` or `[{"port":8080,"public_port"?:n,"protocol"?:"http|tcp"}]`.
+    #[serde(default)]
+    pub exposes: Vec<Value>,
+    /// MiB.
+    #[serde(default)]
+    pub memory_mb: Option<f64>,
+    /// Cores, fractions allowed.
+    #[serde(default)]
+    pub vcpus: Option<f64>,
+    /// GB of 10^9 bytes, fractions allowed.
+    #[serde(default)]
+    pub disk_gb: Option<f64>,
+    /// `default` or `leave-running`.
+    #[serde(default)]
+    pub idle_policy: Option<String>,
+}
+
+/// A request for an instance, parsed; what is absent gets the host's default.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "as in CreateBody")]
+pub struct Create {
+    pub command: Option<Vec<String>>,
+    pub handle: Option<Handle>,
+    pub image: Option<ImageRef>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: Option<String>,
+    pub exposes: Vec<Expose>,
+    pub memory: Option<MemoryMb>,
+    pub cpu: Option<CpuMillis>,
+    pub disk: Option<DiskBytes>,
+    pub idle_policy: IdlePolicy,
+}
+
+impl CreateBody {
+    /// Parses every field; the first bad one is refused by name.
+    pub fn parse(self) -> Result<Create, Refusal> {
+        if let Some(command) = &self.command {
+            check_command(command, &self.env)?;
+        }
+        check_env(&self.env)?;
+        let ranged = |name: &str, value: Option<f64>, limit: Limit| match value {
+            None => Ok(None),
+            Some(value) => {
+                let mut limits = Limits::default();
+                limits.set(limit, value).map_err(|mut refusal| {
+                    refusal.message =
+                        refusal.message.replace(&format!("resourceLimits.{}", limit.field()), name);
+                    refusal.field = Some(name.to_owned());
+                    refusal
+                })?;
+                Ok(Some(limits))
+            }
+        };
+        let word = |name: &'static str| {
+            move |e: crate::words::BadWord| Refusal::field(name, e.expected)
+        };
+        Ok(Create {
+            command: self.command,
+            handle: self.handle.map(Handle::try_from).transpose().map_err(word("handle"))?,
+            image: self.image_ref.map(ImageRef::try_from).transpose().map_err(word("image_ref"))?,
+            env: self.env,
+            cwd: check_cwd(self.cwd)?,
+            exposes: exposes(&self.exposes)?,
+            memory: ranged("memory_mb", self.memory_mb, Limit::Memory)?.map(|l| l.memory),
+            cpu: ranged("vcpus", self.vcpus, Limit::Cpu)?.map(|l| l.cpu),
+            disk: ranged("disk_gb", self.disk_gb, Limit::Disk)?.map(|l| l.disk),
+            idle_policy: match self.idle_policy {
+                None => IdlePolicy::Default,
+                Some(word) => IdlePolicy::parse(&word)
+                    .ok_or_else(|| Refusal::field("idle_policy", "default or leave-running"))?,
+            },
+        })
+    }
+}
+
+/// Body of `POST /v1/instances/{id}/exec`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecBody {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Added to the primary process's environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Terminals are not served yet: `true` is refused.
+    #[serde(default)]
+    pub tty: bool,
+    /// The process group is killed after this long; 1 second to 30 days.
+    #[serde(default)]
+    pub timeout_secs: Option<u64>,
+}
+
+impl ExecBody {
+    /// Parses every field.
+    pub fn parse(self) -> Result<ExecStart, Refusal> {
+        check_command(&self.command, &self.env)?;
+        check_env(&self.env)?;
+        if self.tty {
+            return Err(Refusal::field("tty", "false: terminals are not served by this version"));
+        }
+        if self.timeout_secs.is_some_and(|s| s == 0 || s > 30 * 86_400) {
+            return Err(Refusal::field("timeout_secs", "a whole number from 1 to 2592000"));
+        }
+        Ok(ExecStart {
+            command: self.command,
+            env: self.env,
+            cwd: check_cwd(self.cwd)?,
+            timeout_secs: self.timeout_secs,
+        })
+    }
+}
+
+fn check_command(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    let bytes: usize = command.iter().map(String::len).sum::<usize>()
+        + env.iter().map(|(k, v)| k.len() + v.len() + 2).sum::<usize>();
+    if command.is_empty()
+        || command[0].is_empty()
+        || command.len() > COMMAND_WORDS_MAX
+        || bytes > COMMAND_BYTES_MAX
+        || command.iter().any(|w| w.contains('\0'))
+    {
+        return Err(Refusal::field(
+            "command",
+            format!(
+                "1 to {COMMAND_WORDS_MAX} words, the first not empty, without NUL, together with \
+                 env at most {COMMAND_BYTES_MAX} bytes"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    let bad = |k: &String, v: &String| {
+        k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')
+    };
+    match env.iter().find(|(k, v)| bad(k, v)) {
+        None => Ok(()),
+        Some((key, _)) => Err(Refusal::field(
+            format!("env.{}", key.chars().take(64).collect::<String>()),
+            "a name without = and a value, both without NUL",
+        )),
+    }
+}
+
+fn check_cwd(cwd: Option<String>) -> Result<Option<String>, Refusal> {
+    match cwd {
+        Some(dir) if !dir.starts_with('/') || dir.len() > 4096 || dir.contains('\0') => {
+            Err(Refusal::field("cwd", "an absolute path of at most 4096 bytes"))
+        }
+        other => Ok(other),
+    }
+}
+
+const EXPOSES_MAX: usize = 64;
+
+fn exposes(list: &[Value]) -> Result<Vec<Expose>, Refusal> {
+    if list.len() > EXPOSES_MAX {
+        return Err(Refusal::field("exposes", format!("a list of at most {EXPOSES_MAX} ports")));
+    }
+    let bad = |i: usize| {
+        Refusal::field(
+            format!("exposes[{i}]"),
+            "a port from 1 to 65535, or {\"port\", \"public_port\"?, \"protocol\"?: \"http|tcp\"}",
+        )
+    };
+    let port = |v: &Value| v.as_u64().and_then(|n| Port::try_from(n).ok());
+    let mut out: Vec<Expose> = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        let expose = match item {
+            Value::Object(o) => {
+                if o.keys().any(|k| !matches!(k.as_str(), "port" | "public_port" | "protocol")) {
+                    return Err(bad(i));
+                }
+                Expose {
+                    guest_port: o.get("port").and_then(port).ok_or_else(|| bad(i))?,
+                    public_port: match o.get("public_port") {
+                        None | Some(Value::Null) => None,
+                        Some(v) => Some(port(v).ok_or_else(|| bad(i))?),
+                    },
+                    protocol: match o.get("protocol") {
+                        None | Some(Value::Null) => Protocol::Http,
+                        Some(v) => {
+                            v.as_str().and_then(Protocol::parse).ok_or_else(|| bad(i))?
+                        }
+                    },
+                }
+            }
+            v => Expose {
+                guest_port: port(v).ok_or_else(|| bad(i))?,
+                public_port: None,
+                protocol: Protocol::Http,
+            },
+        };
+        if out.iter().any(|e| e.guest_port == expose.guest_port) {
+            return Err(bad(i));
+        }
+        out.push(expose);
+    }
+    Ok(out)
+}
+
+/// An exposed port as clients see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The port inside.
+    pub guest_port: u16,
+    /// The port on the host.
+    pub public_port: u16,
+    /// `http` or `tcp`.
+    pub protocol: String,
+    /// Where it answers.
+    pub url: String,
+}
+
+impl Endpoint {
+    /// The endpoint of an exposed port on the address `host`, once it has a public port.
+    pub fn new(expose: &Expose, host: &str) -> Option<Endpoint> {
+        let public_port = expose.public_port?.get();
+        let protocol = expose.protocol.word().to_owned();
+        let url = format!("{protocol}://{host}:{public_port}");
+        Some(Endpoint { guest_port: expose.guest_port.get(), public_port, protocol, url })
+    }
+}
+
+/// An instance in lists and by itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the contract's")]
+pub struct InstanceShape {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<String>,
+    pub state: String,
+    pub enabled: bool,
+    pub command: Vec<String>,
+    pub image_ref: String,
+    pub parent_id: String,
+    pub created_at: Time,
+    pub updated_at: Time,
+    pub last_active_at: Time,
+    pub active_connections: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<Time>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_id: Option<String>,
+    pub memory_mb: u32,
+    pub vcpus: f64,
+    pub disk_gb: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose_ports: Vec<u16>,
+    pub idle_policy: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitShape>,
+    /// Why the last boot failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub usage: UsageShape,
+}
+
+/// How the last machine ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names say it")]
+pub struct ExitShape {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    pub message: String,
+    pub at: Time,
+}
+
+/// What was measured of an instance over all its boots.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the units are in the names")]
+pub struct UsageShape {
+    pub cpu_seconds: f64,
+    pub memory_peak_mb: u64,
+    pub disk_bytes: u64,
+    pub uptime_seconds: f64,
+}
+
+impl InstanceShape {
+    /// The instance with what the running daemon knows of its use.
+    pub fn new(
+        instance: &Instance,
+        host: &str,
+        active_connections: u64,
+        last_active_at: Time,
+    ) -> InstanceShape {
+        let usage = instance.usage();
+        let spec = &instance.spec;
+        InstanceShape {
+            id: instance.id.to_string(),
+            handle: spec.handle.as_ref().map(ToString::to_string),
+            state: instance.state.word().to_owned(),
+            enabled: instance.enabled,
+            command: spec.command.clone(),
+            image_ref: spec.image.to_string(),
+            parent_id: instance.parent.as_ref().map(ToString::to_string).unwrap_or_default(),
+            created_at: instance.created_at,
+            updated_at: instance.updated_at,
+            last_active_at,
+            active_connections,
+            stopped_at: instance.stopped_at.filter(|_| !instance.is_live()),
+            endpoints: spec.exposes.iter().filter_map(|e| Endpoint::new(e, host)).collect(),
+            guest_id: instance.guest.as_ref().map(ToString::to_string),
+            memory_mb: spec.memory.0,
+            vcpus: spec.cpu.cores(),
+            disk_gb: (spec.disk.gb() * 1e4).round() / 1e4,
+            boot_id: instance.boot_id.clone(),
+            expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
+            idle_policy: spec.idle_policy.word().to_owned(),
+            exit: instance.exit.as_ref().map(|e| ExitShape {
+                code: e.code,
+                message: e.message.clone(),
+                at: e.at,
+            }),
+            error: instance.last_error.clone(),
+            usage: UsageShape {
+                cpu_seconds: usage.cpu_ns as f64 / 1e9,
+                memory_peak_mb: usage.memory_peak_mb(),
+                disk_bytes: usage.disk_bytes,
+                uptime_seconds: usage.uptime.seconds(),
+            },
+        }
+    }
+}
+
+/// Answer to `POST /v1/instances`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the contract's")]
+pub struct Created {
+    pub id: String,
+    pub state: String,
+    pub command: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handle: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_ref: Option<String>,
+}
+
+/// Answer to verbs: `{"status": word}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusWord {
+    /// What it is now.
+    pub status: String,
+}
+
+/// Answer to `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the contract's")]
+pub struct DaemonStatus {
+    pub version: String,
+    pub backend: String,
+    pub isolation: String,
+    pub provisioner: String,
+    pub capabilities: BackendCapabilities,
+    pub listen: String,
+    pub started_at: Time,
+    pub counts: Counts,
+    pub tasks: BTreeMap<String, String>,
+}
+
+/// What this backend can do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the contract's")]
+pub struct BackendCapabilities {
+    pub pause_resume: bool,
+    pub persistent_pause: bool,
+    pub network_backend: String,
+    pub accel: String,
+    pub cgroups: String,
+    pub limits: Vec<String>,
+}
+
+/// How many there are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names say it")]
+pub struct Counts {
+    pub invites_active: u64,
+    pub guests_live: u64,
+    pub instances: u64,
+    pub machines: u64,
+}
+
+/// Parses a JSON body of type `T`, with a refusal that says what serde found.
+pub fn body<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+    serde_json::from_value(value).map_err(|e| Refusal::new(Code::InvalidField, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn both_forms_of_exposes_are_taken() {
+        let ask: CreateBody = body(json!({
+            "command": ["true"],
+            "exposes": [8080, {"port": 9090, "public_port": 40000, "protocol": "tcp"}],
+        }))
+        .unwrap();
+        let ask = ask.parse().unwrap();
+        assert_eq!(ask.exposes.len(), 2);
+        assert_eq!(ask.exposes[1].public_port.unwrap().get(), 40000);
+    }
+
+    #[test]
+    fn bad_fields_are_named() {
+        let field = |value: Value| {
+            let mut whole = json!({"command": ["true"]});
+            for (k, v) in value.as_object().unwrap() {
+                whole[k] = v.clone();
+            }
+            match body::<CreateBody>(whole).and_then(CreateBody::parse) {
+                Ok(_) => panic!("{value} passed"),
+                Err(refusal) => refusal.message,
+            }
+        };
+        assert!(field(json!({"handle": "-x"})).contains("handle"));
+        assert!(field(json!({"memory_mb": 0})).contains("memory_mb"));
+        assert!(field(json!({"vcpus": -1})).contains("vcpus"));
+        assert!(field(json!({"disk_gb": "x"})).contains("invalid type"));
+        assert!(field(json!({"exposes": [0]})).contains("exposes[0]"));
+        assert!(field(json!({"exposes": [1, 1]})).contains("exposes[1]"));
+        assert!(field(json!({"parent_id": "x"})).contains("parent_id"));
+        assert!(field(json!({"command": []})).contains("command"));
+        assert!(field(json!({"env": {"A=B": "c"}})).contains("env.A=B"));
+        assert!(field(json!({"idle_policy": "never"})).contains("idle_policy"));
+    }
+}
