@@ -1,2 +1,76 @@
-//! To be filled.
-fn main() {}
+//! PID 1 of every machine. It **serves** and forwards, and it decides nothing.
+//!
+//! ```text
+//! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
+//!            │         └────▶ machine: what all share, and the phases of its life
+//!            └──▶ exec, primary ─▶ output ─▶ process ─▶ reaper ─▶ sys     ports
+//! ```
+//! A panic here ends the machine: the kernel stops without its first process, and the host sees it.
+
+mod boot;
+mod cage;
+mod calls;
+mod channel;
+mod disks;
+mod end;
+mod exec;
+mod hands;
+mod identity;
+mod machine;
+mod modules;
+mod note;
+mod output;
+mod pipe;
+mod ports;
+mod primary;
+mod process;
+mod reaper;
+mod root;
+mod sys;
+mod uevents;
+mod warm;
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use machine::Machine;
+use process::Starter;
+use uevents::Uevents;
+
+/// Time for the control port to show up.
+const PORT_DEADLINE: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    if !rustix::process::getpid().is_init() {
+        eprintln!("aegis-harness: only as the first process of a machine");
+        return ExitCode::from(2);
+    }
+    match run() {
+        Ok(()) => note::note("the control port is gone"),
+        Err(e) => note::note(&format!("{e}")),
+    }
+    // The kernel stops.
+    ExitCode::FAILURE
+}
+
+fn run() -> io::Result<()> {
+    let booted = boot::boot()?;
+    // One thread: there is little to do at a time, and nothing is shared.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let uevents = Uevents::listen()?;
+        let found = uevents.until(PORT_DEADLINE, pipe::find).await;
+        let node = found.ok_or_else(|| io::Error::other("there is no control port"))?;
+        let port = pipe::Port::open(&node)?;
+        let starter = Starter::new(booted.cage)?;
+        let hands = hands::Hands::start()?;
+        let machine = Arc::new(Machine::new(starter, uevents, hands, booted.boot_id));
+        let reaping = Arc::clone(&machine);
+        tokio::select! {
+            ended = channel::serve(machine, port) => ended,
+            ended = reaping.starter.reaper.run() => ended,
+        }
+    })
+}

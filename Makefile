@@ -1,0 +1,46 @@
+# Thin on purpose: each target is a few calls of cargo and aegis. `make demo` and `make test` need
+# nothing but a Debian or Ubuntu with Rust; what else is missing they install.
+
+TARGET ?= target
+DIST   ?= dist
+BIN    := $(DIST)/bin
+TRIPLE := x86_64-unknown-linux-gnu
+# PID 1 of every machine starts before there is any shared library.
+STATIC := -C target-feature=+crt-static -C relocation-model=static
+# A home with kernel and base image, shared by tests and benchmarks.
+export AEGIS_TEST_ASSETS   ?= $(abspath $(TARGET))/assets
+export AEGIS_TEST_PROGRAMS ?= $(abspath $(BIN))
+
+.PHONY: build setup assets demo test bench fmt lint tools
+
+build: tools
+	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-worker
+	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness
+	install -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-worker
+	install -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness
+
+tools:
+	@packaging/tools.sh
+
+setup: build
+	$(BIN)/aegis setup --install --yes
+
+assets: build
+	$(BIN)/aegis --home $(AEGIS_TEST_ASSETS) setup --install --yes
+
+demo: build
+	packaging/demo.sh $(BIN)
+
+test: assets
+	packaging/test.sh --target-dir $(TARGET)
+
+bench: assets
+	cargo run --release --locked --target-dir $(TARGET) -p aegis-bench
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --target-dir $(TARGET) -- -D warnings
+	if command -v cargo-deny >/dev/null; then cargo deny check; fi

@@ -1,0 +1,197 @@
+//! `aegis run`: a command in a machine of its own, which is gone afterwards, however it ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aegis_wire::logs::Source;
+use clap::Args;
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Ask, exec, logs, parse_env, text};
+use crate::client::escape;
+use crate::failure::{EXIT_INTERRUPTED, Failure, Result};
+use crate::human::{parse_gb, parse_memory_mb};
+use crate::output::{self, Format, say};
+
+/// The record of an end may follow the log's end by a moment; it is asked for this often…
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// … and this many times.
+const ASK_TIMES: u32 = 200;
+
+/// What a new machine is made of; the same for `run` and `instance start`.
+#[derive(Args, Debug, Default)]
+pub struct Shape {
+    /// Image [default: the host's]
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Name of your own for it, unique on this host
+    #[arg(long, value_name = "HANDLE")]
+    pub name: Option<String>,
+    /// Memory (512M, 2G)
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory_mb)]
+    pub memory: Option<u32>,
+    /// CPUs, fractions allowed
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<f64>,
+    /// Disk (500M, 20G)
+    #[arg(long, value_name = "SIZE", value_parser = parse_gb)]
+    pub disk: Option<f64>,
+    /// Add to its environment (may be repeated)
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_env)]
+    pub env: Vec<(String, String)>,
+    /// Reach a port inside through a port of this host (may be repeated)
+    #[arg(long, value_name = "PORT")]
+    pub expose: Vec<u16>,
+}
+
+impl Shape {
+    /// Body of `POST /v1/instances`.
+    pub fn body(self, command: &[String]) -> Value {
+        let mut body = json!({ "command": command });
+        let mut set = |name: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                body[name] = value;
+            }
+        };
+        set("handle", self.name.map(Value::from));
+        set("image_ref", self.image.map(Value::from));
+        set("memory_mb", self.memory.map(Value::from));
+        set("vcpus", self.cpus.map(Value::from));
+        set("disk_gb", self.disk.map(Value::from));
+        if !self.env.is_empty() {
+            set("env", Some(json!(self.env.into_iter().collect::<BTreeMap<_, _>>())));
+        }
+        if !self.expose.is_empty() {
+            set("exposes", Some(json!(self.expose)));
+        }
+        body
+    }
+}
+
+/// What `aegis run` takes.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The machine is made, the command's output is shown, its exit code becomes ours, and the machine is \
+deleted; also on Ctrl-C.
+
+Examples:
+  aegis run -- uname -a
+  aegis run --memory 512M --cpus 1 -- python3 -c 'print(6 * 7)'
+  aegis run --env WHO=me -- sh -c 'echo $WHO; exit 3'; echo $?")]
+pub struct RunArgs {
+    #[command(flatten)]
+    shape: Shape,
+    /// The command and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// How it ended.
+struct End {
+    code: Option<i32>,
+    message: Option<String>,
+}
+
+/// Runs it.
+pub async fn run(ask: &Ask, args: RunArgs) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|e| Failure::because("cannot watch for signals", e))?;
+    let created = ask.client.post("/v1/instances", Some(args.shape.body(&args.command))).await?;
+    let id = text(&created, "id");
+    let end = tokio::select! {
+        end = follow(ask, &id) => end,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Exit(EXIT_INTERRUPTED)),
+        _ = terminate.recv() => Err(Failure::Exit(EXIT_INTERRUPTED)),
+    };
+    // However it ended, nothing stays behind.
+    let deleted = ask.client.delete(&format!("/v1/instances/{}", escape(&id))).await;
+    let end = end?;
+    match deleted {
+        Ok(_) => {}
+        Err(Failure::Refused(refused)) if refused.status == 404 => {}
+        Err(failure) => {
+            say(&format!("{id} could not be deleted; later: aegis instance delete {id}"));
+            return Err(failure);
+        }
+    }
+    if ask.format == Format::Json {
+        output::print_json(&json!({ "id": id, "exit_code": end.code, "message": end.message }))?;
+    }
+    match end {
+        End { code: Some(0), .. } => Ok(()),
+        End { code: Some(code), .. } => Err(Failure::Exit(exec::as_exit_code(code))),
+        End { message, .. } => {
+            Err(Failure::here(message.unwrap_or_else(|| "the machine ended early".into())))
+        }
+    }
+}
+
+/// Shows its output until it ended.
+async fn follow(ask: &Ask, id: &str) -> Result<End> {
+    let path = format!("/v1/instances/{}/logs?follow=true", escape(id));
+    let mut lines = ask.client.lines(Method::GET, &path, None).await?;
+    while let Some(line) = lines.next().await? {
+        let entry = logs::parse(&line)?;
+        // Data goes to stdout; with --json that is the answer at the end, so output moves over.
+        match (entry.source, ask.format) {
+            (Source::Server, Format::Human) => exec::show(&entry)?,
+            (Source::Server, Format::Json) => output::data_err(&entry.bytes())?,
+            (Source::Exec | Source::System, _) => {}
+        }
+    }
+    let path = format!("/v1/instances/{}", escape(id));
+    for _ in 0..ASK_TIMES {
+        let instance = ask.client.get(&path).await?;
+        if text(&instance, "state") == "stopped" {
+            return Ok(end_of(&instance));
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Err(Failure::here("the machine's log ended, but the machine did not")
+        .fix("look at it: aegis instance list"))
+}
+
+fn end_of(instance: &Value) -> End {
+    let exit = instance.get("exit");
+    let code = exit.and_then(|exit| exit.get("code")).and_then(Value::as_i64);
+    let message = exit
+        .and_then(|exit| exit.get("message"))
+        .or_else(|| instance.get("error"))
+        .and_then(Value::as_str);
+    End { code: code.and_then(|c| i32::try_from(c).ok()), message: message.map(str::to_owned) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_asked_for_is_sent() {
+        let command = ["true".to_owned()];
+        assert_eq!(Shape::default().body(&command), json!({ "command": ["true"] }));
+        let shape = Shape {
+            name: Some("web".into()),
+            memory: Some(512),
+            cpus: Some(0.5),
+            disk: Some(2.0),
+            env: vec![("A".into(), "b".into())],
+            expose: vec![8080],
+            image: Some("base".into()),
+        };
+        assert_eq!(
+            shape.body(&command),
+            json!({ "command": ["true"], "handle": "web", "memory_mb": 512, "vcpus": 0.5,
+                "disk_gb": 2.0, "env": {"A": "b"}, "exposes": [8080], "image_ref": "base" })
+        );
+    }
+
+    #[test]
+    fn the_end_is_read() {
+        let end = end_of(&json!({"exit": {"code": 3, "message": "exited", "at": "x"}}));
+        assert_eq!(end.code, Some(3));
+        let end = end_of(&json!({"error": "no room"}));
+        assert_eq!((end.code, end.message.as_deref()), (None, Some("no room")));
+    }
+}

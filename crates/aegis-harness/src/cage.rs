@@ -1,0 +1,108 @@
+//! The cgroup of all processes that are not the harness: a fork bomb or a memory hog in it leaves
+//! the harness room to answer. Against accidents, not against attackers: root inside can leave it,
+//! and then harms its own machine alone.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// Where cgroup v2 is mounted.
+pub const MOUNT: &str = "/sys/fs/cgroup";
+const NAME: &str = "user";
+/// Memory that user processes can't have: the harness's own growth, buffers of the channel and of
+/// the kernel, bytes.
+const MEMORY_RESERVE: u64 = 16 << 20;
+/// Threads of the machine that user processes can't have.
+const THREADS_RESERVE: u64 = 256;
+/// Most threads that user processes get; the number of process ids is limited too.
+const THREADS_MAX: u64 = 16_384;
+
+/// The cgroup of user processes.
+pub struct Cage {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+impl Cage {
+    /// Makes the cgroup, with limits that follow from the machine's size.
+    pub fn make() -> io::Result<Cage> {
+        let mount = Path::new(MOUNT);
+        // One by one: a kernel may lack one of them.
+        for controller in ["+pids", "+memory", "+cpu"] {
+            if let Err(e) = fs::write(mount.join("cgroup.subtree_control"), controller) {
+                crate::note::note(&format!("cgroup {controller}: {e}"));
+            }
+        }
+        let path = mount.join(NAME);
+        fs::create_dir(&path)?;
+        let directory = fs::File::open(&path)?.into();
+        let cage = Cage { directory, path };
+        let threads = fs::read_to_string("/proc/sys/kernel/threads-max")?;
+        cage.set("pids.max", pids_max(threads.trim().parse().unwrap_or(0)));
+        Ok(cage)
+    }
+
+    /// Limits memory to what is available now less a reserve.
+    pub fn limit_memory(&self) -> io::Result<()> {
+        let info = fs::read_to_string("/proc/meminfo")?;
+        let available = available_bytes(&info)
+            .ok_or_else(|| io::Error::other("/proc/meminfo does not tell what is available"))?;
+        self.set("memory.max", memory_max(available));
+        Ok(())
+    }
+
+    /// Forbids new processes inside.
+    pub fn close(&self) {
+        self.set("pids.max", 0);
+    }
+
+    /// What a process is born into.
+    pub fn door(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    fn set(&self, file: &str, value: u64) {
+        // Root inside may have unmounted it: its own loss.
+        if let Err(e) = fs::write(self.path.join(file), value.to_string()) {
+            crate::note::note(&format!("cgroup {file}: {e}"));
+        }
+    }
+}
+
+fn pids_max(threads_max: u64) -> u64 {
+    threads_max.saturating_sub(THREADS_RESERVE).clamp(64, THREADS_MAX)
+}
+
+fn memory_max(available: u64) -> u64 {
+    available.saturating_sub(MEMORY_RESERVE).max(available / 2)
+}
+
+/// `MemAvailable` of /proc/meminfo.
+fn available_bytes(info: &str) -> Option<u64> {
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read() {
+        let info = "MemTotal:         236012 kB\nMemAvailable:     200000 kB\n";
+        assert_eq!(available_bytes(info), Some(200_000 * 1024));
+        assert_eq!(available_bytes("MemTotal: 1 kB"), None);
+        assert_eq!(available_bytes("MemAvailable: many kB"), None);
+    }
+
+    #[test]
+    fn something_is_left_for_everybody() {
+        assert_eq!(memory_max(200 << 20), 184 << 20);
+        assert_eq!(memory_max(20 << 20), 10 << 20);
+        assert_eq!(pids_max(1700), 1444);
+        assert_eq!(pids_max(0), 64);
+        assert_eq!(pids_max(500_000), THREADS_MAX);
+    }
+}

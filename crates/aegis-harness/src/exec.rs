@@ -1,0 +1,107 @@
+//! Commands beside the primary process, one per stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_wire::channel::output::Kind;
+use aegis_wire::channel::{ExecStart, ProcessExit};
+use aegis_wire::pipe::mux::Stream;
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
+
+use crate::machine::Machine;
+use crate::output::{self, Sink, last_frame};
+use crate::reaper::Child;
+
+/// Runs a command to its end, whether or not the host listens.
+pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
+    let (from_host, to_host) = tokio::io::split(stream);
+    let mut host = Host(Some(to_host));
+    let deadline = start.timeout_secs.map(Duration::from_secs);
+    let started = machine
+        .wish(start)
+        .and_then(|wish| machine.starter.start(&wish, true).map_err(|unable| unable.answer()));
+    let (child, pipes) = match started {
+        Ok(started) => started,
+        Err(error) => return host.end(&last_frame(Kind::Failed, &error)).await,
+    };
+    let (input, outputs) = output::split(pipes);
+    let feeder = tokio::spawn(feed(from_host, input));
+    let exit = limited(Arc::clone(&machine), child, deadline);
+    let exit = output::pump(outputs, exit, &mut host).await;
+    // An unknown end can only be told as such.
+    let exit = exit.unwrap_or(ProcessExit { code: -1, signal: None, timed_out: false });
+    host.end(&last_frame(Kind::Exit, &exit)).await;
+    feeder.abort();
+}
+
+/// The exit of a child whose group is killed at the deadline.
+fn limited(
+    machine: Arc<Machine>,
+    child: Child,
+    deadline: Option<Duration>,
+) -> oneshot::Receiver<ProcessExit> {
+    let Some(deadline) = deadline else { return child.exit };
+    let (tell, exit) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Some(exit) = within(&machine, child.pid, child.exit, deadline).await {
+            let _ = tell.send(exit);
+        }
+    });
+    exit
+}
+
+async fn within(
+    machine: &Machine,
+    pid: Pid,
+    mut exit: oneshot::Receiver<ProcessExit>,
+    deadline: Duration,
+) -> Option<ProcessExit> {
+    match tokio::time::timeout(deadline, &mut exit).await {
+        Ok(exit) => exit.ok(),
+        Err(_) => {
+            let timed_out = machine.starter.reaper.signal_group(pid, Signal::KILL);
+            exit.await.ok().map(|exit| ProcessExit { timed_out, ..exit })
+        }
+    }
+}
+
+/// The host's side of a stream; output for a host that is gone is dropped.
+struct Host(Option<WriteHalf<Stream>>);
+
+impl Sink for Host {
+    async fn send(&mut self, frame: &[u8]) {
+        if let Some(to) = &mut self.0
+            && (to.write_all(frame).await.is_err() || to.flush().await.is_err())
+        {
+            self.0 = None;
+        }
+    }
+}
+
+impl Host {
+    async fn end(&mut self, frame: &[u8]) {
+        self.send(frame).await;
+        if let Some(mut to) = self.0.take() {
+            let _ = to.shutdown().await;
+        }
+    }
+}
+
+/// Host → standard input, until either ends. A host that is gone sends nothing more, which is
+/// the end of the input too.
+async fn feed(from: ReadHalf<Stream>, to: Option<pipe::Sender>) {
+    let Some(mut to) = to else { return };
+    let _ = pass_on(from, &mut to).await;
+}
+
+async fn pass_on(from: impl AsyncRead + Unpin, to: &mut pipe::Sender) -> std::io::Result<()> {
+    let mut from = from;
+    let mut bytes = Vec::new();
+    while let Some(Kind::Stdin) = output::read_frame(&mut from, &mut bytes).await? {
+        to.write_all(&bytes).await?;
+    }
+    Ok(())
+}

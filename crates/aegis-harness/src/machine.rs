@@ -1,0 +1,240 @@
+//! What the parts of the harness share, and the phases of its life.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use aegis_wire::bounds::STREAMS_MAX;
+use aegis_wire::channel::rpc::{CODE_CONFLICT, RpcError};
+use aegis_wire::channel::{ExecStart, ProcessExit, Run};
+use aegis_wire::pipe::mux::Stream;
+use rustix::process::Pid;
+use tokio::sync::{mpsc, watch};
+
+use crate::hands::Hands;
+use crate::note::note;
+use crate::primary;
+use crate::process::{HOME, Starter, Wish, environment};
+use crate::uevents::Uevents;
+
+/// The machine as its harness sees it.
+pub struct Machine {
+    /// Since when the harness runs.
+    pub started: Instant,
+    /// Starts processes.
+    pub starter: Starter,
+    /// News of devices.
+    pub uevents: Uevents,
+    /// Does what blocks.
+    pub hands: Hands,
+    /// Hides the kernel's boot id.
+    pub boot_id: Option<File>,
+    /// Whether the primary process runs.
+    pub primary_alive: watch::Sender<bool>,
+    /// How it ended; set once all its output was sent.
+    pub primary_exit: watch::Sender<Option<ProcessExit>>,
+    /// Logs streams for the primary process's output.
+    pub logs: mpsc::Sender<Stream>,
+    life: Mutex<Life>,
+}
+
+/// Forward only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// As in a golden machine.
+    Twin,
+    /// `identify` is at work, or failed halfway: there is no way back.
+    Identifying,
+    /// Has a root of its own.
+    Itself,
+    /// The primary process was started.
+    Running,
+    /// `shutdown` was asked for; nothing starts any more.
+    Ending,
+}
+
+struct Life {
+    phase: Phase,
+    base_mounted: bool,
+    boot_id: String,
+    own: Option<Arc<OwnedFd>>,
+    primary: Option<Primary>,
+    streams: Option<mpsc::Receiver<Stream>>,
+}
+
+/// What execs take over from the primary process.
+struct Primary {
+    pid: Pid,
+    environment: BTreeMap<String, String>,
+    directory: String,
+    // Held for the guest API, in memory only.
+    _capability_token: Option<String>,
+}
+
+impl Machine {
+    /// Before anything was asked.
+    pub fn new(starter: Starter, uevents: Uevents, hands: Hands, boot_id: Option<File>) -> Machine {
+        let (logs, streams) = mpsc::channel(STREAMS_MAX);
+        let life = Life {
+            phase: Phase::Twin,
+            base_mounted: false,
+            boot_id: String::new(),
+            own: None,
+            primary: None,
+            streams: Some(streams),
+        };
+        Machine {
+            started: Instant::now(),
+            starter,
+            uevents,
+            hands,
+            boot_id,
+            primary_alive: watch::Sender::new(false),
+            primary_exit: watch::Sender::new(None),
+            logs,
+            life: Mutex::new(life),
+        }
+    }
+
+    /// The boot id that processes see; empty before there is one.
+    pub fn shown_boot_id(&self) -> String {
+        self.lock().boot_id.clone()
+    }
+
+    /// Begins `identify`; tells whether the base is mounted already.
+    pub fn begin_identify(&self) -> Result<bool, RpcError> {
+        let mut life = self.lock();
+        life.step(Phase::Twin, Phase::Identifying)?;
+        Ok(life.base_mounted)
+    }
+
+    /// Ends `identify`.
+    pub fn finish_identify(&self, boot_id: String, own: OwnedFd) -> Result<(), RpcError> {
+        let mut life = self.lock();
+        (life.boot_id, life.own) = (boot_id, Some(Arc::new(own)));
+        life.step(Phase::Identifying, Phase::Itself)
+    }
+
+    /// Only a twin can be made ready for a snapshot; tells whether the base is mounted already.
+    pub fn begin_quiesce(&self) -> Result<bool, RpcError> {
+        let mut life = self.lock();
+        life.step(Phase::Twin, Phase::Twin)?;
+        Ok(life.base_mounted)
+    }
+
+    /// The base is mounted, here and in all clones.
+    pub fn base_is_mounted(&self) {
+        self.lock().base_mounted = true;
+    }
+
+    /// Starts the primary process, once.
+    pub fn run(self: &Arc<Machine>, run: Run) -> Result<Pid, RpcError> {
+        let mut life = self.lock();
+        life.step(Phase::Itself, Phase::Itself)?;
+        let mut all = environment();
+        all.extend(run.env);
+        let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
+        if let Some(key) = &run.authorized_key {
+            authorize(key);
+        }
+        let wish = Wish { command: run.command, environment: all, directory };
+        let mut started = None;
+        // The streams are there as long as it was not started.
+        if let Some(streams) = life.streams.take() {
+            started = Some(primary::start(self, &wish, streams).map_err(|(error, streams)| {
+                life.streams = Some(streams);
+                error
+            })?);
+        }
+        let pid = started.ok_or_else(|| conflict(Phase::Running))?;
+        life.phase = Phase::Running;
+        life.primary = Some(Primary {
+            pid,
+            environment: wish.environment,
+            directory: wish.directory,
+            _capability_token: run.capability_token,
+        });
+        Ok(pid)
+    }
+
+    /// An exec as a wish: with the primary process's environment below its own.
+    pub fn wish(&self, start: ExecStart) -> Result<Wish, RpcError> {
+        let life = self.lock();
+        let (mut all, directory) = match (&life.primary, life.phase) {
+            (Some(primary), Phase::Running) => {
+                (primary.environment.clone(), primary.directory.clone())
+            }
+            (None, Phase::Itself) => (environment(), HOME.to_owned()),
+            (_, phase) => return Err(conflict(phase)),
+        };
+        all.extend(start.env);
+        let directory = start.cwd.unwrap_or(directory);
+        Ok(Wish { command: start.command, environment: all, directory })
+    }
+
+    /// The primary process, while it runs or its end is not yet known.
+    pub fn primary(&self) -> Option<Pid> {
+        self.lock().primary.as_ref().map(|primary| primary.pid)
+    }
+
+    /// Forbids every later start; gives the disk that is to be made clean.
+    pub fn begin_end(&self) -> Option<Arc<OwnedFd>> {
+        let mut life = self.lock();
+        life.phase = Phase::Ending;
+        life.own.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Life {
+    fn step(&mut self, from: Phase, to: Phase) -> Result<(), RpcError> {
+        if self.phase != from {
+            return Err(conflict(self.phase));
+        }
+        self.phase = to;
+        Ok(())
+    }
+}
+
+fn conflict(phase: Phase) -> RpcError {
+    let text = match phase {
+        Phase::Twin => "it has no identity yet",
+        Phase::Identifying => "it is being identified, or that failed",
+        Phase::Itself => "it has an identity already",
+        Phase::Running => "its primary process was started already",
+        Phase::Ending => "it is shutting down",
+    };
+    RpcError::new(CODE_CONFLICT, text)
+}
+
+/// Lets the holder of a key in as root, once something inside serves SSH.
+fn authorize(key: &str) {
+    let write = || -> io::Result<()> {
+        let directory = Path::new(HOME).join(".ssh");
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        let mut options = File::options();
+        let mut file = options
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(directory.join("authorized_keys"))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(format!("{}\n", key.trim_end()).as_bytes())
+    };
+    // What the machine has made of its /root is its own affair.
+    if let Err(e) = write() {
+        note(&format!("authorized_keys: {e}"));
+    }
+}

@@ -1,0 +1,162 @@
+//! A machine's writable disk: a sparse raw file with an empty ext4, of exactly the promised size.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use aegis_wire::worker::Disk;
+use anyhow::Context as _;
+
+use crate::child::Child;
+use crate::sys::{self, Confine};
+
+/// A disk counts whole sectors of this size, bytes.
+const SECTOR: u64 = 512;
+/// Making a file system of any size takes some milliseconds.
+const MAKE_DEADLINE: Duration = Duration::from_secs(30);
+/// Where distributions put it; none of these is on every user's PATH.
+const MKE2FS: [&str; 4] =
+    ["/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/local/sbin/mke2fs", "/usr/bin/mke2fs"];
+
+/// A disk that can be handed to QEMU; its file system may still be in the making.
+pub struct Opened {
+    /// The file, open for reading and writing.
+    pub file: OwnedFd,
+    /// Its size, bytes: whole sectors.
+    pub bytes: u64,
+    making: Option<Making>,
+}
+
+struct Making {
+    child: Option<Child>,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+/// Opens the disk, or makes an empty file for it. `uid` becomes its owner.
+pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
+    let wanted = disk.bytes.0 - disk.bytes.0 % SECTOR;
+    anyhow::ensure!(wanted > 0, "a disk of {} bytes is smaller than a sector", disk.bytes.0);
+    if let Some(directory) = disk.path.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("can't make {}", directory.display()))?;
+    }
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600).custom_flags(no_follow());
+    match options.open(&disk.path) {
+        Ok(file) => {
+            let bytes = file.metadata()?.len();
+            anyhow::ensure!(
+                bytes <= wanted && bytes > 0 && bytes.is_multiple_of(SECTOR),
+                "{} has {bytes} bytes; {wanted} are allowed",
+                disk.path.display(),
+            );
+            own(&file, uid)?;
+            Ok(Opened { file: file.into(), bytes, making: None })
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let temporary = temporary(&disk.path);
+            // What an earlier worker left half made is worth nothing.
+            let _ = std::fs::remove_file(&temporary);
+            let file = options
+                .create_new(true)
+                .open(&temporary)
+                .with_context(|| format!("can't make {}", temporary.display()))?;
+            file.set_len(wanted).with_context(|| format!("can't make a disk of {wanted} bytes"))?;
+            own(&file, uid)?;
+            let making = Making { child: None, temporary, path: disk.path.clone() };
+            Ok(Opened { file: file.into(), bytes: wanted, making: Some(making) })
+        }
+        Err(e) => Err(e).with_context(|| format!("can't open {}", disk.path.display())),
+    }
+}
+
+/// The name under which a disk is made before it is one.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
+}
+
+/// Bytes that a disk file takes on the host; 0 when it is not there.
+pub fn allocated(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.blocks() * SECTOR)
+}
+
+impl Opened {
+    /// Begins to make the file system where there is none.
+    pub fn begin(&mut self) -> anyhow::Result<()> {
+        if let Some(making) = &mut self.making {
+            making.child = Some(format(&making.temporary)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until the file system is whole, and gives the disk its name.
+    pub async fn finish(&mut self) -> anyhow::Result<()> {
+        let Some(making) = self.making.take() else { return Ok(()) };
+        let mut child = making.child.context("its file system was never begun")?;
+        let status = tokio::time::timeout(MAKE_DEADLINE, child.wait())
+            .await
+            .context("mke2fs did not finish in time")??;
+        anyhow::ensure!(status.success(), "mke2fs failed ({status}): {}", child.last_words());
+        std::fs::rename(&making.temporary, &making.path)
+            .with_context(|| format!("can't name the disk {}", making.path.display()))
+    }
+}
+
+fn format(path: &Path) -> anyhow::Result<Child> {
+    let program = MKE2FS
+        .iter()
+        .find(|p| Path::new(p).exists())
+        .context("mke2fs is not installed: install e2fsprogs")?;
+    let mut command = Command::new(program);
+    command
+        .args(["-q", "-F", "-t", "ext4", "-O", "^resize_inode", "-m", "0", "-E"])
+        .arg("lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0")
+        .arg(path)
+        .stdout(Stdio::null());
+    sys::confine(&mut command, Confine { die_with_parent: true, ..Confine::default() });
+    Child::spawn(command).context("can't start mke2fs")
+}
+
+fn own(file: &File, uid: Option<u32>) -> anyhow::Result<()> {
+    if let Some(id) = uid {
+        std::os::unix::fs::fchown(file, Some(id), Some(id))
+            .context("can't give the disk to the machine's user")?;
+    }
+    Ok(())
+}
+
+/// The last part of a disk's path must be the disk itself.
+fn no_follow() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use aegis_wire::words::DiskBytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_is_made_once_and_has_its_exact_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/disk.raw");
+        let disk = Disk { path: path.clone(), bytes: DiskBytes(1_500_000_100) };
+        let mut first = open(&disk, None).unwrap();
+        first.begin().unwrap();
+        assert!(!path.exists(), "it has no name before it is whole");
+        first.finish().await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_500_000_100 / 512 * 512);
+        assert!(allocated(&path) < 100 << 20, "it is sparse");
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        open(&disk, None).unwrap().finish().await.unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it is reused");
+        let smaller = Disk { path, bytes: DiskBytes(1 << 20) };
+        assert!(open(&smaller, None).is_err(), "larger than allowed");
+    }
+}

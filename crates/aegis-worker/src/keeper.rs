@@ -1,0 +1,243 @@
+//! `aegis-worker keeper`: holds one golden snapshot in memory and hands it to workers.
+//!
+//! It outlives whoever started it. It ends when its directory or its socket is removed, or when it
+//! is told to quit.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aegis_wire::bounds::WORKER_LINE_MAX;
+use aegis_wire::worker::Golden;
+use anyhow::Context as _;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, BufReader, Interest};
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::golden::{self, KeeperSaid, Place};
+use crate::snapshot::{self, Snapshot};
+use crate::{lines, sys};
+
+/// The keeper's socket in its snapshot's directory.
+pub const SOCKET: &str = "keeper.sock";
+/// Askers at a time; more wait in the socket's backlog.
+const ASKERS_MAX: usize = 64;
+/// Leases that are counted: each holds a descriptor of this process.
+const LEASES_MAX: usize = 800;
+/// How much golden memory may grow before it is made new, bytes.
+const GROWTH_MAX: u64 = 16 << 20;
+/// An asker says what it wants at once.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest line that an asker says, bytes.
+const ASK_MAX: usize = 256;
+
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+enum Ask {
+    /// Memory and state.
+    Get,
+    /// The end.
+    Quit,
+}
+
+/// Runs the keeper whose [`Golden`] comes on standard input.
+pub async fn run() -> anyhow::Result<()> {
+    let started = start().await;
+    let said = match &started {
+        Ok(_) => KeeperSaid::Ready,
+        Err(error) => KeeperSaid::Failed(format!("{error:#}")),
+    };
+    // Whoever started us may be gone; the snapshot is here all the same.
+    let _ = io::stdout().write_all(&lines::line(&said)?).and_then(|()| io::stdout().flush());
+    let (place, snapshot, listener, built) = started?;
+    let snapshot = Arc::new(snapshot);
+    if built {
+        let (directory, snapshot) = (place.directory.clone(), Arc::clone(&snapshot));
+        std::thread::spawn(move || {
+            if let Err(error) = snapshot::store(&directory, &snapshot) {
+                tracing::warn!(error = format!("{error:#}"), "the snapshot can't be stored");
+            }
+        });
+    }
+    serve(&place.directory, listener, snapshot).await
+}
+
+async fn start() -> anyhow::Result<(Place, Snapshot, UnixListener, bool)> {
+    let mut spec = Vec::new();
+    io::stdin().take(WORKER_LINE_MAX as u64).read_to_end(&mut spec)?;
+    let golden: Golden = serde_json::from_slice(&spec).context("no golden spec on stdin")?;
+    let place = golden::place(&golden)?;
+    let loaded = snapshot::load(&place.directory, place.shape).unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), "the stored snapshot can't be loaded");
+        None
+    });
+    let (snapshot, built) = match loaded {
+        Some(snapshot) => (snapshot, false),
+        None => (snapshot::build(&golden, place.shape, &place.key).await?, true),
+    };
+    let now = golden::place(&golden)?;
+    anyhow::ensure!(now.key == place.key, "its files changed while it was made; try again");
+    let listener = bind(&place.directory)?;
+    Ok((place, snapshot, listener, built))
+}
+
+fn bind(directory: &Path) -> anyhow::Result<UnixListener> {
+    let at = File::open(directory)?;
+    // By the directory's descriptor: a socket's own path may have no more than 107 bytes.
+    let path = Path::new(&sys::fd_path(&at)).join(SOCKET);
+    // We were started under the directory's lock, so what lies there is a dead keeper's.
+    let _ = std::fs::remove_file(&path);
+    let listener = std::os::unix::net::UnixListener::bind(&path)
+        .with_context(|| format!("can't listen in {}", directory.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
+}
+
+async fn serve(
+    directory: &Path,
+    listener: UnixListener,
+    snapshot: Arc<Snapshot>,
+) -> anyhow::Result<()> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let what = WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
+    inotify::add_watch(&watch, directory, what | WatchFlags::ONLYDIR)?;
+    let watch = sys::readable(watch)?;
+    let quit = Arc::new(Notify::new());
+    let askers = Arc::new(Semaphore::new(ASKERS_MAX));
+    let leases = Leases::new(snapshot)?;
+    loop {
+        if !directory.join(SOCKET).exists() {
+            return Ok(());
+        }
+        tokio::select! {
+            (permit, accepted) = accept(&listener, &askers) => {
+                let (permit, (stream, _)) = (permit?, accepted?);
+                let (quit, leases) = (Arc::clone(&quit), Arc::clone(&leases));
+                tokio::spawn(async move {
+                    match tokio::time::timeout(ASK_DEADLINE, ask(stream)).await {
+                        Ok(Ok((Ask::Quit, _))) => quit.notify_one(),
+                        Ok(Ok((Ask::Get, stream))) => leases.serve(stream, permit).await,
+                        _ => {}
+                    }
+                });
+            }
+            ready = watch.readable() => {
+                // What happened does not matter: the loop looks.
+                let mut space = [MaybeUninit::uninit(); 4096];
+                let mut events = inotify::Reader::new(watch.get_ref(), &mut space);
+                while events.next().is_ok() {}
+                ready?.clear_ready();
+            }
+            () = quit.notified() => {
+                let _ = std::fs::remove_file(directory.join(SOCKET));
+                return Ok(());
+            }
+        }
+    }
+}
+
+type Permit = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(
+    listener: &UnixListener,
+    askers: &Arc<Semaphore>,
+) -> (Result<Permit, tokio::sync::AcquireError>, io::Result<(UnixStream, SocketAddr)>) {
+    let permit = Arc::clone(askers).acquire_owned().await;
+    (permit, listener.accept().await)
+}
+
+/// Who has the snapshot. When nobody has it any more, pages of zeros that its clones made in it are
+/// given back to the host.
+struct Leases {
+    inner: Mutex<Inner>,
+    /// Bytes that the snapshot took when it was new.
+    fresh: u64,
+}
+
+struct Inner {
+    snapshot: Arc<Snapshot>,
+    held: usize,
+    /// Somebody has it who is not counted.
+    uncounted: bool,
+}
+
+impl Leases {
+    fn new(snapshot: Arc<Snapshot>) -> io::Result<Arc<Leases>> {
+        let fresh = snapshot.allocated()?;
+        let inner = Mutex::new(Inner { snapshot, held: 0, uncounted: false });
+        Ok(Arc::new(Leases { inner, fresh }))
+    }
+
+    async fn serve(&self, stream: UnixStream, permit: Permit) {
+        let snapshot = {
+            let mut inner = self.lock();
+            inner.held += 1;
+            Arc::clone(&inner.snapshot)
+        };
+        let given = tokio::time::timeout(ASK_DEADLINE, give(&stream, &snapshot)).await;
+        drop(permit);
+        let counted = self.lock().held <= LEASES_MAX;
+        if counted && matches!(given, Ok(Ok(()))) {
+            // The asker says nothing more; its end is the end of the lease.
+            let mut word = [0; 1];
+            let mut stream = stream;
+            let _ = stream.read(&mut word).await;
+        }
+        let mut inner = self.lock();
+        inner.held -= 1;
+        inner.uncounted |= !counted;
+        if inner.held == 0 && !inner.uncounted {
+            self.tidy(&mut inner);
+        }
+    }
+
+    fn tidy(&self, inner: &mut Inner) {
+        let grown = inner.snapshot.allocated().is_ok_and(|now| now > self.fresh + GROWTH_MAX);
+        if !grown {
+            return;
+        }
+        match inner.snapshot.refresh() {
+            Ok(snapshot) => inner.snapshot = Arc::new(snapshot),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "golden memory stays large");
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn ask(stream: UnixStream) -> anyhow::Result<(Ask, UnixStream)> {
+    let mut stream = BufReader::new(stream);
+    let line = lines::read(&mut stream, ASK_MAX).await?.context("nothing was asked")?;
+    Ok((serde_json::from_slice(&line)?, stream.into_inner()))
+}
+
+async fn give(stream: &UnixStream, snapshot: &Snapshot) -> io::Result<()> {
+    // Opened anew, so that each asker reads from the beginning.
+    let state = File::open(sys::fd_path(&snapshot.state))?;
+    stream
+        .async_io(Interest::WRITABLE, || {
+            let fds = [snapshot.memory.as_fd(), state.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+                return Err(io::Error::other("no room for descriptors"));
+            }
+            let line = [io::IoSlice::new(b"{\"ok\":true}\n")];
+            rustix::net::sendmsg(stream, &line, &mut control, SendFlags::NOSIGNAL)
+                .map(drop)
+                .map_err(io::Error::from)
+        })
+        .await
+}

@@ -1,0 +1,229 @@
+//! What a machine's life is told to, and what may be done to it while it lives: shared between the
+//! machine's own task and the connections.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aegis_wire::bounds::RPC_DEADLINE;
+use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
+use aegis_wire::channel::{SetTime, method};
+use aegis_wire::worker::{Ended, MachineState, Sample};
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::logs::Log;
+use crate::machine;
+use crate::meter::Meter;
+use crate::qmp::{Qmp, QmpError};
+use crate::relay::Relay;
+use crate::run_dir::{Record, RunDir, monotonic_ms};
+
+/// Levels, not messages: who looks late sees what is.
+pub struct Shared {
+    /// State of the machine.
+    pub state: watch::Sender<MachineState>,
+    /// What it used.
+    pub usage: watch::Sender<Sample>,
+    /// Whether it shall stop, and with how much grace, milliseconds.
+    pub stop: watch::Sender<Option<u64>>,
+    /// The machine, once it runs.
+    pub live: watch::Sender<Option<Arc<Live>>>,
+    /// The primary process was found gone, without the news of its exit.
+    pub exit: watch::Sender<bool>,
+}
+
+impl Shared {
+    /// Of a machine that nobody launched yet.
+    pub fn new() -> Shared {
+        Shared {
+            state: watch::Sender::new(MachineState::Waiting),
+            usage: watch::Sender::new(Sample::default()),
+            stop: watch::Sender::new(None),
+            live: watch::Sender::new(None),
+            exit: watch::Sender::new(false),
+        }
+    }
+
+    /// Tells how far the boot is.
+    pub fn stage(&self, stage: &str) {
+        self.state.send_replace(MachineState::Booting { stage: stage.to_owned() });
+    }
+}
+
+/// What was made for the machine, and what it used.
+pub struct Books {
+    run_dir: RunDir,
+    record: Mutex<Record>,
+    meter: Mutex<Meter>,
+    // Told to the keeper: something of its snapshot is alive.
+    lease: Mutex<Option<UnixStream>>,
+}
+
+impl Books {
+    /// Writes down what is about to be made.
+    pub fn open(run_dir: RunDir, record: Record) -> anyhow::Result<Books> {
+        run_dir.write_record(&record)?;
+        Ok(Books {
+            run_dir,
+            record: Mutex::new(record),
+            meter: Mutex::default(),
+            lease: Mutex::default(),
+        })
+    }
+
+    /// What is written down now.
+    pub fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+
+    /// Changes what is written down.
+    pub fn update(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
+        let mut record = lock(&self.record);
+        change(&mut record);
+        self.run_dir.write_record(&record)
+    }
+
+    /// Holds the lease on the golden snapshot until the end.
+    pub fn hold(&self, lease: UnixStream) {
+        *lock(&self.lease) = Some(lease);
+    }
+
+    /// Measures.
+    pub fn sample(&self) -> Sample {
+        let record = self.record();
+        lock(&self.meter).sample(&record)
+    }
+
+    /// Writes how it ended.
+    pub fn close(&self, ended: &Ended) -> anyhow::Result<()> {
+        self.run_dir.write_ended(ended)
+    }
+}
+
+/// A machine that runs or stands still.
+pub struct Live {
+    qmp: Qmp,
+    /// Its channel.
+    pub relay: Relay,
+    /// Its log.
+    pub log: Arc<Log>,
+    /// What processes inside see as boot id.
+    pub boot_id: String,
+    frozen: watch::Sender<bool>,
+    books: Arc<Books>,
+    // One freeze or thaw at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Live {
+    /// A machine whose primary process was started.
+    pub fn new(
+        qmp: Qmp,
+        relay: Relay,
+        log: Arc<Log>,
+        boot_id: String,
+        frozen: watch::Sender<bool>,
+        books: Arc<Books>,
+    ) -> Live {
+        Live { qmp, relay, log, boot_id, frozen, books, turn: tokio::sync::Mutex::default() }
+    }
+
+    /// Whether its clock stands still.
+    pub fn is_frozen(&self) -> bool {
+        *self.frozen.borrow()
+    }
+
+    /// Stops its clock.
+    pub async fn freeze(&self, shared: &Shared) -> Result<(), RpcError> {
+        let _turn = self.turn.lock().await;
+        if self.is_frozen() {
+            return Ok(());
+        }
+        // Before it stands still, so that nobody is blamed for not answering.
+        self.frozen.send_replace(true);
+        if let Err(error) = self.qmp.execute("stop", Value::Null).await {
+            self.frozen.send_replace(false);
+            return Err(internal(&error));
+        }
+        self.book(|clock, now| clock.frozen_since_ms = Some(now));
+        let boot_id = self.boot_id.clone();
+        self.tell(shared, MachineState::Frozen { boot_id });
+        Ok(())
+    }
+
+    /// Lets it go on, with the host's clock.
+    pub async fn thaw(&self, shared: &Shared) -> Result<(), RpcError> {
+        if !self.let_go().await.map_err(|e| internal(&e))? {
+            return Ok(());
+        }
+        let boot_id = self.boot_id.clone();
+        self.tell(shared, MachineState::Running { boot_id });
+        // Nobody waits behind this: a machine that does not answer can be frozen meanwhile.
+        let set = async {
+            let session = self.relay.session().await?;
+            let time = SetTime { unix_ns: machine::unix_ns() };
+            let _: Value = session.peer.call(method::SET_TIME, &time, RPC_DEADLINE).await?;
+            anyhow::Ok(())
+        };
+        match tokio::time::timeout(RPC_DEADLINE, set).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                let text = format!("it goes on, but its clock is late: {e:#}");
+                Err(RpcError::new(CODE_INTERNAL, text))
+            }
+            Err(_) => Err(RpcError::new(CODE_INTERNAL, "it goes on, but its clock is late")),
+        }
+    }
+
+    /// Lets its processors go on; false when they did already.
+    pub async fn let_go(&self) -> Result<bool, QmpError> {
+        let _turn = self.turn.lock().await;
+        if !self.is_frozen() {
+            return Ok(false);
+        }
+        self.qmp.execute("cont", Value::Null).await?;
+        self.book(|clock, now| {
+            if let Some(since) = clock.frozen_since_ms.take() {
+                clock.frozen_ms += now.saturating_sub(since);
+            }
+        });
+        self.frozen.send_replace(false);
+        Ok(true)
+    }
+
+    fn book(&self, change: impl FnOnce(&mut crate::run_dir::ClockRecord, u64)) {
+        let now = monotonic_ms();
+        let booked = self.books.update(|record| {
+            if let Some(clock) = &mut record.clock {
+                change(clock, now);
+            }
+        });
+        if let Err(error) = booked {
+            tracing::error!(error = format!("{error:#}"), "the machine's clock is not written");
+        }
+    }
+
+    /// Tells a state, unless the end was told.
+    fn tell(&self, shared: &Shared, state: MachineState) {
+        shared.state.send_if_modified(|now| {
+            let lives = matches!(now, MachineState::Running { .. } | MachineState::Frozen { .. });
+            if lives {
+                *now = state;
+            }
+            lives
+        });
+    }
+}
+
+/// Not in a state for that.
+pub fn conflict(text: impl Into<String>) -> RpcError {
+    RpcError::new(CODE_CONFLICT, text)
+}
+
+fn internal(error: &QmpError) -> RpcError {
+    RpcError::new(CODE_INTERNAL, error.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

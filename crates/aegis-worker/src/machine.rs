@@ -1,0 +1,433 @@
+//! The machine's life: `Prepared → Booted → Identified → Running`, by value, so that no machine can
+//! run user code before it has an identity of its own.
+//!
+//! ```text
+//! Prepared    golden memory at hand, cgroups made, disk file there      nothing of it runs
+//! Booted      a clone of the snapshot runs, twin of all others          only the harness in it
+//! Identified  clock, randomness, names, disk are its own
+//! Running     CPU quota in force, primary process started
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_wire::bounds::{
+    GUEST_STOP_GRACE, HOST_STOP_DEADLINE, IDENTIFY_DEADLINE, RPC_DEADLINE, USAGE_EVERY,
+};
+use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::channel::{
+    AwaitPort, Health, Identified as IdentifiedAnswer, Identify, ProcessExit, Shutdown, Started,
+    StreamHead, method,
+};
+use aegis_wire::pipe::peer::CallError;
+use aegis_wire::worker::{EndReason, Launch, MachineState};
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::cgroup::{Group, Host, Limits};
+use crate::child::{Child, Death};
+use crate::life::{Books, Live, Shared};
+use crate::logs::Log;
+use crate::qemu::{self, Birth, Cage, Parts};
+use crate::qmp::{QMP_DEADLINE, Qmp};
+use crate::relay::{self, Relay};
+use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
+use crate::{disk, exec, golden, snapshot};
+
+/// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
+const THREADS_MAX: u32 = 256;
+/// What a graceful end takes beyond the grace itself: sync, unmount, and the way there and back.
+const STOP_MARGIN: Duration =
+    Duration::from_secs(HOST_STOP_DEADLINE.as_secs() - GUEST_STOP_GRACE.as_secs());
+/// Longest grace that is granted.
+const GRACE_MAX: Duration = Duration::from_secs(600);
+/// How long the log waits for the last output of a primary process that exited.
+const DRAIN_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How a life ended, before its remains are removed.
+pub struct End {
+    /// The kind of end.
+    pub reason: EndReason,
+    /// How the primary process ended, if it did.
+    pub exit: Option<ProcessExit>,
+    /// For people.
+    pub message: String,
+}
+
+/// What all phases have.
+struct Base {
+    launch: Launch,
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+    log: Arc<Log>,
+}
+
+/// Nothing runs yet.
+pub struct Prepared {
+    base: Base,
+    place: golden::Place,
+    golden: snapshot::Snapshot,
+    disk: disk::Opened,
+    uid: Option<u32>,
+}
+
+/// A twin of all other clones.
+pub struct Booted {
+    base: Base,
+    death: Death,
+    qmp: Qmp,
+    relay: Relay,
+    frozen: watch::Sender<bool>,
+    disk: disk::Opened,
+}
+
+/// A machine of its own.
+pub struct Identified {
+    base: Base,
+    death: Death,
+    qmp: Qmp,
+    relay: Relay,
+    frozen: watch::Sender<bool>,
+    boot_id: String,
+}
+
+/// User code may run in it.
+pub struct Running {
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+    death: Death,
+    live: Arc<Live>,
+    drained: watch::Receiver<bool>,
+}
+
+/// Makes everything ready. The books say what, before it is made.
+pub async fn prepare(
+    launch: Launch,
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+) -> anyhow::Result<Prepared> {
+    shared.stage("golden");
+    let place = golden::place(&launch.golden)?;
+    // Twice the machine's memory: the kernel charges whoever touches a page of golden memory
+    // first, beside the machine's own copy of it (see `Snapshot`).
+    let memory_mb =
+        2 * u64::from(launch.golden.memory.0) + qemu::TRANSLATION_MB + qemu::OVERHEAD_MB;
+    let limits = Limits { memory_bytes: memory_mb << 20, pids: THREADS_MAX };
+    match Host::detect().make(&launch.cgroup, limits) {
+        Ok(group) => books.update(|record| record.group = group)?,
+        Err(error) if launch.require_limits => {
+            return Err(error).context("its limits can't be enforced");
+        }
+        Err(error) => {
+            tracing::warn!(%error, "this machine's limits are not enforced");
+            books.update(|record| record.group = Group::default())?;
+        }
+    }
+    let uid = qemu::own_uid(launch.instance_id.as_str());
+    let disk = disk::open(&launch.disk, uid)?;
+    let log = Log::open(&launch.log_dir, launch.instance_id.clone())
+        .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
+    let (lease, ready) = golden::obtain(&launch.golden, &place).await?;
+    books.hold(lease.held);
+    let golden = lease.snapshot;
+    tracing::info!(key = ready.key, cached = ready.cached, ms = ready.elapsed_ms, "golden");
+    let base = Base { launch, shared, books, log: Arc::new(log) };
+    Ok(Prepared { base, place, golden, disk, uid })
+}
+
+impl Prepared {
+    /// Starts the clone. The process is put into `child` at once, whatever comes after.
+    pub async fn boot(self, child: &mut Option<Child>) -> anyhow::Result<Booted> {
+        let Prepared { base, place, golden, mut disk, uid } = self;
+        base.shared.stage("clone");
+        let parts = Parts {
+            memory: golden.memory,
+            base: snapshot::open_shared(&base.launch.golden.base)?,
+            disk: disk.file.try_clone()?,
+            kernel: snapshot::open_shared(&base.launch.golden.kernel)?,
+            initrd: None,
+            state: Some(golden.state),
+        };
+        let cgroups = base.books.record().group.doors().context("can't open its cgroups")?;
+        let cage = Cage { cgroups, uid, file_size_max: Some(disk.bytes) };
+        let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
+        let program = &base.launch.golden.qemu;
+        let vmm = qemu::start(program, place.shape, Birth::Clone, parts, cage)?;
+        let death = vmm.child.death();
+        let pid = vmm.child.pid().as_raw_nonzero().get();
+        *child = Some(vmm.child);
+        // While QEMU starts, which takes longer.
+        disk.begin()?;
+        let qmp = Qmp::start(vmm.qmp);
+        let (frozen, frozen_seen) = watch::channel(false);
+        let relay = Relay::start(vmm.ctl, frozen_seen);
+        base.books.update(|record| {
+            record.qemu = ProcessName::of(pid);
+            record.clock = Some(clock);
+        })?;
+        alive(&death, restore(&qmp, vmm.state_fd)).await?;
+        Ok(Booted { base, death, qmp, relay, frozen, disk })
+    }
+}
+
+/// Lets a QEMU that was started with `Birth::Clone` take over the snapshot; completes when it runs.
+pub async fn restore(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
+    let state_fd = state_fd.context("a clone without a state")?;
+    let capabilities = json!({"capabilities": [
+        {"capability": "x-ignore-shared", "state": true},
+        {"capability": "events", "state": true},
+    ]});
+    // All at once: QEMU reads them in order as soon as it reads at all.
+    let sent = [
+        qmp.send("qmp_capabilities", Value::Null, None).await?,
+        qmp.send("migrate-set-capabilities", capabilities, None).await?,
+        qmp.send("migrate-incoming", json!({"uri": format!("fd:{state_fd}")}), None).await?,
+    ];
+    for command in sent {
+        command.answer().await?;
+    }
+    let mut seen = qmp.seen();
+    let done = seen.wait_for(|s| s.resumed || s.closed || s.migration == "failed");
+    let end = tokio::time::timeout(QMP_DEADLINE, done)
+        .await
+        .with_context(|| format!("the clone did not run within {}s", QMP_DEADLINE.as_secs()))??;
+    anyhow::ensure!(end.resumed, "QEMU could not take over the golden snapshot");
+    Ok(())
+}
+
+impl Booted {
+    /// Gives the clone what no other clone has. Nothing but the harness ran in it until now.
+    pub async fn identify(self) -> anyhow::Result<Identified> {
+        let Booted { base, death, qmp, relay, frozen, mut disk } = self;
+        base.shared.stage("identify");
+        let size = json!({"node-name": qemu::DISK_NODE, "size": disk.bytes});
+        let disk_bytes = disk.bytes;
+        let work = async {
+            let (resized, formatted, session) =
+                tokio::join!(qmp.execute("block_resize", size), disk.finish(), relay.session());
+            resized?;
+            formatted?;
+            let session = session?;
+            let mut entropy = [0; 64];
+            relay::random(&mut entropy)?;
+            let mut machine_id = [0; 16];
+            relay::random(&mut machine_id)?;
+            let identify = Identify {
+                unix_ns: unix_ns(),
+                entropy: STANDARD.encode(entropy),
+                hostname: base.launch.hostname.clone(),
+                machine_id: snapshot::hex(&machine_id),
+                boot_id: base.launch.boot_id.clone(),
+                disk_bytes,
+            };
+            let identified: IdentifiedAnswer =
+                session.peer.call(method::IDENTIFY, &identify, IDENTIFY_DEADLINE).await?;
+            // What is said inside is only told on when it is what we said.
+            anyhow::ensure!(
+                identified.boot_id == base.launch.boot_id,
+                "the machine shows another boot id than it was given"
+            );
+            anyhow::Ok(identified.boot_id)
+        };
+        let boot_id = alive(&death, work).await?;
+        Ok(Identified { base, death, qmp, relay, frozen, boot_id })
+    }
+}
+
+impl Identified {
+    /// Puts the CPU quota in force and starts the primary process.
+    pub async fn run(self) -> anyhow::Result<Running> {
+        let Identified { base, death, qmp, relay, frozen, boot_id } = self;
+        let Base { launch, shared, books, log } = base;
+        shared.stage("run");
+        match books.record().group.set_quota(launch.cpu) {
+            Err(error) if launch.require_limits => {
+                return Err(error).context("its CPU limit can't be enforced");
+            }
+            Err(error) => tracing::warn!(%error, "this machine's CPU limit is not enforced"),
+            Ok(()) => {}
+        }
+        let (tell_drained, drained) = watch::channel(false);
+        let work = async {
+            let session = relay.session().await?;
+            let logs = relay::open_stream(&session.mux, &StreamHead::Logs, &[]).await?;
+            let log = Arc::clone(&log);
+            let sessions = relay.clone();
+            tokio::spawn(async move { exec::primary(logs, sessions, &log, tell_drained).await });
+            let _: Started = session.peer.call(method::RUN, &launch.run, RPC_DEADLINE).await?;
+            anyhow::Ok(())
+        };
+        alive(&death, work).await?;
+        let live = Arc::new(Live::new(qmp, relay, log, boot_id, frozen, Arc::clone(&books)));
+        if let Some(port) = launch.await_port {
+            shared.stage("port");
+            let mut exited = live.relay.exited.clone();
+            tokio::select! {
+                accepts = alive(&death, await_port(&live.relay, port)) => accepts?,
+                _ = exited.wait_for(Option::is_some) => {
+                    return Ok(Running { shared, books, death, live, drained });
+                }
+            }
+        }
+        shared.live.send_replace(Some(Arc::clone(&live)));
+        shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
+        Ok(Running { shared, books, death, live, drained })
+    }
+}
+
+impl Running {
+    /// Lives until something ends it.
+    pub async fn until_end(self) -> End {
+        let mut stop = self.shared.stop.subscribe();
+        let mut exited = self.live.relay.exited.clone();
+        let mut dead = self.live.relay.dead.clone();
+        tokio::spawn(watch_for_missed_exit(self.live.relay.clone(), self.shared.exit.clone()));
+        let mut missed = self.shared.exit.subscribe();
+        let mut ticks = tokio::time::interval(USAGE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.death.happened() => return self.crashed(),
+                Some(grace_ms) = told(&mut stop) => {
+                    return self.stopped(Duration::from_millis(grace_ms).min(GRACE_MAX)).await;
+                }
+                Some(_) = told(&mut exited) => return self.exited().await,
+                Ok(_) = missed.wait_for(|gone| *gone) => return self.exited().await,
+                Some(why) = told(&mut dead) => {
+                    // A VMM that dies takes the channel with it: then its death is the cause.
+                    tokio::select! {
+                        () = self.death.happened() => return self.crashed(),
+                        () = tokio::time::sleep(DRAIN_DEADLINE) => {}
+                    }
+                    return End { reason: EndReason::Crashed, exit: self.exit(), message: why };
+                }
+                _ = ticks.tick() => {
+                    self.shared.usage.send_replace(self.books.sample());
+                }
+            }
+        }
+    }
+
+    fn exit(&self) -> Option<ProcessExit> {
+        *self.live.relay.exited.borrow()
+    }
+
+    fn crashed(&self) -> End {
+        let message = if self.books.record().group.out_of_memory() {
+            "the VMM took more memory than the host's limit for it".to_owned()
+        } else {
+            "the VMM died".to_owned()
+        };
+        End { reason: EndReason::Crashed, exit: self.exit(), message }
+    }
+
+    async fn exited(mut self) -> End {
+        let exit = self.exit();
+        self.drain().await;
+        let code = exit.map_or_else(|| "unknown".to_owned(), |exit| exit.code.to_string());
+        self.live.log.system(&format!("process exited (code={code})")).await;
+        self.shut_down(GUEST_STOP_GRACE).await;
+        let message = format!("the primary process exited with code {code}");
+        End { reason: EndReason::Exited, exit, message }
+    }
+
+    async fn stopped(mut self, grace: Duration) -> End {
+        // Nobody inside can end in order while the clock stands still.
+        let thawed = self.live.let_go().await;
+        let message = if thawed.is_ok() && self.shut_down(grace).await {
+            self.drain().await;
+            "the host stopped it".to_owned()
+        } else {
+            "the host stopped it by force: it did not end in order in time".to_owned()
+        };
+        End { reason: EndReason::Stopped, exit: self.exit(), message }
+    }
+
+    /// Ends everything inside; true when the disk is clean.
+    async fn shut_down(&self, grace: Duration) -> bool {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let ask = Shutdown { grace_ms };
+        let deadline = grace + STOP_MARGIN;
+        let work = async {
+            let session = self.live.relay.session().await?;
+            let _: Value = session.peer.call(method::SHUTDOWN, &ask, deadline).await?;
+            anyhow::Ok(())
+        };
+        let done = tokio::time::timeout(deadline, alive(&self.death, work)).await;
+        match done {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(error = format!("{error:#}"), "no orderly end");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn drain(&mut self) {
+        let _ = tokio::time::timeout(DRAIN_DEADLINE, self.drained.wait_for(|d| *d)).await;
+    }
+}
+
+/// Waits for the value of a level that is told once.
+async fn told<T: Clone>(level: &mut watch::Receiver<Option<T>>) -> Option<T> {
+    match level.wait_for(Option::is_some).await {
+        Ok(value) => value.clone(),
+        // Nobody is there any more to tell it.
+        Err(_) => None,
+    }
+}
+
+/// Works as long as the VMM lives.
+async fn alive<T, E: Into<anyhow::Error>>(
+    death: &Death,
+    work: impl Future<Output = Result<T, E>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        done = work => done.map_err(Into::into),
+        () = death.happened() => anyhow::bail!("the VMM died"),
+    }
+}
+
+/// Waits until a port inside accepts, for as long as it takes: who asked for it may give up.
+async fn await_port(relay: &Relay, port: u16) -> anyhow::Result<()> {
+    let wait = RPC_DEADLINE.saturating_sub(Duration::from_secs(5));
+    let timeout_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        let session = relay.session().await?;
+        let ask = AwaitPort { port, timeout_ms };
+        match session.peer.call::<_, Value>(method::AWAIT_PORT, &ask, RPC_DEADLINE).await {
+            Ok(_) => return Ok(()),
+            Err(CallError::Refused { error, .. }) if error.code == CODE_CONFLICT => {}
+            // The relay opens a new session, or gives up.
+            Err(CallError::Closed { .. } | CallError::Deadline { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A session that was lost may have taken the news of the exit with it.
+async fn watch_for_missed_exit(relay: Relay, gone: watch::Sender<bool>) {
+    let mut sessions = relay.session.clone();
+    sessions.mark_unchanged();
+    while sessions.changed().await.is_ok() {
+        let Ok(session) = relay.session().await else { return };
+        sessions.mark_unchanged();
+        let health = session.peer.call::<_, Health>(method::HEALTH, &Value::Null, RPC_DEADLINE);
+        if health.await.is_ok_and(|health| !health.primary_running) {
+            gone.send_replace(true);
+            return;
+        }
+    }
+}
+
+/// The host's clock, nanoseconds since 1970.
+pub fn unix_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}

@@ -1,0 +1,343 @@
+//! `aegis-worker machine RUN_DIR`: the worker's socket and the one machine behind it.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aegis_wire::bounds::{
+    RPC_DEADLINE, WORKER_GENERATION, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX,
+};
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
+use aegis_wire::worker::{EndReason, Ended, Event, Launch, MachineState, Reply, Request};
+use anyhow::Context as _;
+use tokio::io::{AsyncReadExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::cgroup::Host;
+use crate::child::Child;
+use crate::exec::{self, Asker};
+use crate::life::{Books, Live, Shared, conflict};
+use crate::machine::{self, End, Running};
+use crate::run_dir::{ProcessName, Record, RunDir};
+use crate::{lines, logs, port, snapshot};
+
+/// Connections at a time; more wait in the socket's backlog.
+const CONNECTIONS_MAX: usize = 512;
+/// How long the end waits for those who listen to hear it.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a killed process may take to be gone.
+const DEATH_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest reason of an end, bytes.
+const MESSAGE_MAX: usize = 2048;
+
+type Stream = BufReader<UnixStream>;
+
+/// Serves the socket on fd 0 until the machine has ended.
+pub async fn run(directory: &Path) -> anyhow::Result<()> {
+    let run_dir = RunDir::claim(directory)?;
+    let listener = io::stdin().as_fd().try_clone_to_owned()?;
+    let listener = std::os::unix::net::UnixListener::from(listener);
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener).context("fd 0 is not a listening socket")?;
+    let shared = Arc::new(Shared::new());
+    let (launch_in, mut launches) = mpsc::channel::<Launch>(1);
+    let serving = tokio::spawn(accept(listener, Arc::clone(&shared), launch_in));
+    let launch = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, launches.recv())
+        .await
+        .ok()
+        .flatten()
+        .context("nobody said launch")?;
+    // Later launches are refused: nobody receives them.
+    drop(launches);
+    let mut child = None;
+    let books = open_books(&launch, run_dir);
+    let end = match &books {
+        Ok(books) => live(launch, &shared, Arc::clone(books), &mut child).await,
+        Err(error) => boot_failed(format!("{error:#}")),
+    };
+    bury(end, &shared, books.ok(), child).await;
+    // Who listens shall hear it.
+    farewell(&mut serving.await?).await;
+    Ok(())
+}
+
+fn open_books(launch: &Launch, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
+    anyhow::ensure!(
+        launch.generation == WORKER_GENERATION,
+        "aegisd speaks generation {} of the worker protocol, this worker {WORKER_GENERATION}",
+        launch.generation,
+    );
+    let record = Record {
+        worker: ProcessName::of(rustix::process::getpid().as_raw_nonzero().get()),
+        group: Host::detect().places(&launch.cgroup)?,
+        qemu: None,
+        disk: launch.disk.path.clone(),
+        memory_bytes: launch.golden.memory.bytes(),
+        clock: None,
+    };
+    Ok(Arc::new(Books::open(run_dir, record)?))
+}
+
+/// The machine's whole life.
+async fn live(
+    launch: Launch,
+    shared: &Arc<Shared>,
+    books: Arc<Books>,
+    child: &mut Option<Child>,
+) -> End {
+    let mut stop = shared.stop.subscribe();
+    let birth = async {
+        let prepared = machine::prepare(launch, Arc::clone(shared), books).await?;
+        let booted = prepared.boot(child).await?;
+        booted.identify().await?.run().await
+    };
+    let born: Option<anyhow::Result<Running>> = tokio::select! {
+        biased;
+        _ = stop.wait_for(Option::is_some) => None,
+        born = birth => Some(born),
+    };
+    match born {
+        None => End {
+            reason: EndReason::Stopped,
+            exit: None,
+            message: "the host stopped it before it ran".to_owned(),
+        },
+        Some(Ok(running)) => running.until_end().await,
+        Some(Err(error)) => {
+            let words = child.as_ref().map(Child::last_words).unwrap_or_default();
+            boot_failed(format!("{:#}", snapshot::with_last_words(error, &words)))
+        }
+    }
+}
+
+fn boot_failed(message: String) -> End {
+    End { reason: EndReason::BootFailed, exit: None, message }
+}
+
+/// Destroys what is left, writes down how it ended, and tells.
+async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>, child: Option<Child>) {
+    let End { reason, exit, mut message } = end;
+    let mut usage = books.as_ref().map(|b| b.sample()).unwrap_or_default();
+    if let Some(mut child) = child {
+        child.kill();
+        if tokio::time::timeout(DEATH_DEADLINE, child.wait()).await.is_err() {
+            tracing::error!("QEMU does not die");
+        }
+        let words = child.last_words();
+        if reason == EndReason::Crashed && !words.is_empty() {
+            message = format!("{message}; QEMU said: {words}");
+        }
+    }
+    if let Some(books) = &books {
+        // All of its CPU time is counted only now.
+        usage = books.sample();
+    }
+    message.truncate(message.floor_char_boundary(MESSAGE_MAX));
+    tracing::info!(?reason, message, "the machine ended");
+    let ended = Ended { reason, exit, message, at: logs::now(), usage };
+    if let Some(books) = &books {
+        if let Err(error) = books.close(&ended) {
+            tracing::error!(error = format!("{error:#}"), "the end is not written down");
+        }
+        let group = books.record().group;
+        group.kill(Instant::now() + DEATH_DEADLINE);
+        group.remove(Instant::now() + DEATH_DEADLINE);
+    }
+    shared.live.send_replace(None);
+    shared.usage.send_replace(usage);
+    shared.state.send_replace(MachineState::Ended(ended));
+}
+
+/// Accepts connections until the machine has ended, and gives those that are still served.
+async fn accept(
+    listener: UnixListener,
+    shared: Arc<Shared>,
+    launches: mpsc::Sender<Launch>,
+) -> JoinSet<()> {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    let mut state = shared.state.subscribe();
+    loop {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        tokio::select! {
+            (slot, accepted) = next => {
+                let Ok((stream, _)) = accepted else { continue };
+                let (shared, launches) = (Arc::clone(&shared), launches.clone());
+                connections.spawn(async move {
+                    if let Err(error) = serve(stream, &shared, launches).await {
+                        tracing::debug!(%error, "a connection broke");
+                    }
+                    drop(slot);
+                });
+            }
+            Some(_) = connections.join_next() => {}
+            _ = state.wait_for(|s| matches!(s, MachineState::Ended(_))) => return connections,
+        }
+    }
+}
+
+async fn farewell(connections: &mut JoinSet<()>) {
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(FAREWELL, all).await;
+}
+
+async fn serve(
+    stream: UnixStream,
+    shared: &Arc<Shared>,
+    launches: mpsc::Sender<Launch>,
+) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let line = tokio::time::timeout(RPC_DEADLINE, lines::read(&mut stream, WORKER_LINE_MAX)).await;
+    let Some(line) = line.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
+    let request = match serde_json::from_slice(&line) {
+        Ok(request) => request,
+        Err(error) => {
+            // Without the value: it may hold a secret.
+            let text = format!("not a request (line {}, column {})", error.line(), error.column());
+            return refuse(&mut stream, RpcError::new(CODE_INVALID, text)).await;
+        }
+    };
+    match request {
+        Request::Launch(launch) => match launches.try_send(*launch) {
+            Ok(()) => watch(stream, shared).await,
+            Err(_) => refuse(&mut stream, conflict("it was launched already")).await,
+        },
+        Request::Watch => watch(stream, shared).await,
+        Request::Freeze => {
+            let done = match living(shared) {
+                Ok(live) => live.freeze(shared).await,
+                Err(error) => Err(error),
+            };
+            answer(&mut stream, done).await
+        }
+        Request::Thaw => {
+            let done = match living(shared) {
+                Ok(live) => live.thaw(shared).await,
+                Err(error) => Err(error),
+            };
+            answer(&mut stream, done).await
+        }
+        Request::Stop { grace_ms } => {
+            shared.stop.send_replace(Some(grace_ms));
+            let mut state = shared.state.subscribe();
+            let _ = state.wait_for(|s| matches!(s, MachineState::Ended(_))).await;
+            answer(&mut stream, Ok(())).await
+        }
+        Request::Exec { exec_id, start } => match awake(shared) {
+            Ok(live) => serve_exec(&live, stream, exec_id, start).await,
+            Err(error) => refuse(&mut stream, error).await,
+        },
+        Request::Port { port } => match awake(shared) {
+            Ok(live) => serve_port(&live, stream, port).await,
+            Err(error) => refuse(&mut stream, error).await,
+        },
+    }
+}
+
+/// Lines of events, the present state first, until the end or until the watcher leaves.
+async fn watch(stream: Stream, shared: &Shared) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let (mut state, mut usage) = (shared.state.subscribe(), shared.usage.subscribe());
+    state.mark_changed();
+    let mut ignored = [0; 64];
+    loop {
+        tokio::select! {
+            biased;
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let now = state.borrow_and_update().clone();
+                let ended = matches!(now, MachineState::Ended(_));
+                lines::write(&mut write, &Event::State(now)).await?;
+                if ended {
+                    return Ok(());
+                }
+            }
+            Ok(()) = usage.changed() => {
+                let now = *usage.borrow_and_update();
+                lines::write(&mut write, &Event::Usage(now)).await?;
+            }
+            heard = read.read(&mut ignored) => {
+                if heard? == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn serve_exec(
+    live: &Live,
+    mut stream: Stream,
+    exec_id: String,
+    start: aegis_wire::channel::ExecStart,
+) -> io::Result<()> {
+    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
+        return refuse(&mut stream, crowded()).await;
+    };
+    let session = match session(live).await {
+        Ok(session) => session,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    match exec::run(&session, &live.log, Asker::new(&mut stream), exec_id, start).await {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
+    }
+}
+
+async fn serve_port(live: &Live, mut stream: Stream, port: u16) -> io::Result<()> {
+    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
+        return refuse(&mut stream, crowded()).await;
+    };
+    let session = match session(live).await {
+        Ok(session) => session,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    match port::run(&session, &mut stream, port).await {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
+    }
+}
+
+async fn session(live: &Live) -> Result<crate::relay::Session, RpcError> {
+    match tokio::time::timeout(RPC_DEADLINE, live.relay.session()).await {
+        Ok(Ok(session)) => Ok(session),
+        Ok(Err(error)) => Err(RpcError::new(CODE_INTERNAL, error.to_string())),
+        Err(_) => Err(RpcError::new(CODE_INTERNAL, "nothing inside answers")),
+    }
+}
+
+fn crowded() -> RpcError {
+    let max = crate::relay::USER_STREAMS_MAX;
+    conflict(format!("{max} commands and connections are open on this machine"))
+}
+
+/// The machine, running or frozen.
+fn living(shared: &Shared) -> Result<Arc<Live>, RpcError> {
+    shared.live.borrow().clone().ok_or_else(|| conflict("the machine is not running"))
+}
+
+/// The machine, running.
+fn awake(shared: &Shared) -> Result<Arc<Live>, RpcError> {
+    let live = living(shared)?;
+    if live.is_frozen() { Err(conflict("the machine is frozen")) } else { Ok(live) }
+}
+
+async fn answer(stream: &mut Stream, done: Result<(), RpcError>) -> io::Result<()> {
+    match done {
+        Ok(()) => lines::write(stream, &Reply::ok()).await,
+        Err(error) => refuse(stream, error).await,
+    }
+}
+
+async fn refuse(stream: &mut Stream, error: RpcError) -> io::Result<()> {
+    lines::write(stream, &Reply::error(error)).await
+}
