@@ -1,25 +1,34 @@
 //! The two disks of a machine: the read-only base and its own.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 const BLOCK: &str = "/sys/block";
 /// The kernel counts sectors of this size, bytes, whatever the disk's own are.
 const SECTOR: u64 = 512;
+/// Longest number in a file of the kernel, bytes.
+const NUMBER_MAX: usize = 24;
 
 /// A block device.
 #[derive(Clone, Debug)]
 pub struct Disk {
     /// Its node.
     pub node: PathBuf,
-    size: PathBuf,
+    // Held open: this is all that a clone has to look at.
+    size: Arc<File>,
 }
 
 impl Disk {
     /// What it shows now, bytes.
     pub fn bytes(&self) -> u64 {
-        let sectors = fs::read_to_string(&self.size).unwrap_or_default();
-        sectors.trim().parse::<u64>().unwrap_or(0).saturating_mul(SECTOR)
+        let mut text = [0; NUMBER_MAX];
+        let n = self.size.read_at(&mut text, 0).unwrap_or(0);
+        let digits = text[..n].iter().take_while(|b| b.is_ascii_digit());
+        let sectors =
+            digits.fold(0u64, |n, b| n.saturating_mul(10).saturating_add((b - b'0').into()));
+        sectors.saturating_mul(SECTOR)
     }
 }
 
@@ -41,7 +50,8 @@ pub fn find() -> Option<Disks> {
         if !name.to_string_lossy().starts_with("vd") || !node.exists() {
             continue;
         }
-        let disk = Disk { node, size: entry.path().join("size") };
+        let Ok(size) = File::open(entry.path().join("size")) else { continue };
+        let disk = Disk { node, size: Arc::new(size) };
         match fs::read_to_string(entry.path().join("ro")).ok()?.trim() {
             "1" => base = Some(disk),
             _ => own = Some(disk),

@@ -1,8 +1,8 @@
 //! One thread for work that blocks: mounts and syncs. It is there from the start, because under a
 //! fork bomb no new one may come to be.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use tokio::sync::oneshot;
 

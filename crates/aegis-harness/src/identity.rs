@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustix::time::{ClockId, Timespec};
 
+use crate::disks::Disks;
 use crate::machine::Machine;
 use crate::root::{self, Names};
 use crate::{disks, sys};
@@ -61,11 +62,11 @@ pub fn set_clock(unix_ns: i64) -> io::Result<()> {
 
 /// Gives the machine clock, randomness, names and disk of its own.
 ///
-/// `based` tells whether the base is mounted already.
+/// `based` are the disks, when they were found and the base was mounted before.
 pub async fn take(
     machine: &Arc<Machine>,
     ask: Identify,
-    based: bool,
+    based: Option<Disks>,
 ) -> Result<(Identified, OwnedFd), Failed> {
     let entropy = check(&ask)?;
     set_clock(ask.unix_ns).map_err(system("clock"))?;
@@ -75,7 +76,11 @@ pub async fn take(
     if let Some(mut file) = machine.boot_id.as_ref() {
         file.write_all(format!("{}\n", ask.boot_id).as_bytes()).map_err(system("boot id"))?;
     }
-    let found = machine.uevents.until(DISK_DEADLINE, disks::find).await.ok_or(Failed::NoDisk)?;
+    let new_base = based.is_none();
+    let found = match based {
+        Some(disks) => disks,
+        None => machine.uevents.until(DISK_DEADLINE, disks::find).await.ok_or(Failed::NoDisk)?,
+    };
     let wanted = ask.disk_bytes;
     let grown = || (found.own.bytes() == wanted).then_some(());
     if machine.uevents.until(DISK_DEADLINE, grown).await.is_none() {
@@ -86,7 +91,7 @@ pub async fn take(
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
     };
     let assemble = move || {
-        if !based {
+        if new_base {
             root::mount_base(&found)?;
         }
         let names = Names { hostname: &ask.hostname, machine_id: &ask.machine_id };

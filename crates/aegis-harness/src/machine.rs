@@ -16,6 +16,7 @@ use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, watch};
 
+use crate::disks::Disks;
 use crate::hands::Hands;
 use crate::note::note;
 use crate::primary;
@@ -60,7 +61,7 @@ enum Phase {
 
 struct Life {
     phase: Phase,
-    base_mounted: bool,
+    based: Option<Disks>,
     boot_id: String,
     own: Option<Arc<OwnedFd>>,
     primary: Option<Primary>,
@@ -82,7 +83,7 @@ impl Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
         let life = Life {
             phase: Phase::Twin,
-            base_mounted: false,
+            based: None,
             boot_id: String::new(),
             own: None,
             primary: None,
@@ -106,11 +107,11 @@ impl Machine {
         self.lock().boot_id.clone()
     }
 
-    /// Begins `identify`; tells whether the base is mounted already.
-    pub fn begin_identify(&self) -> Result<bool, RpcError> {
+    /// Begins `identify`; gives the disks when they were found and the base was mounted already.
+    pub fn begin_identify(&self) -> Result<Option<Disks>, RpcError> {
         let mut life = self.lock();
         life.step(Phase::Twin, Phase::Identifying)?;
-        Ok(life.base_mounted)
+        Ok(life.based.clone())
     }
 
     /// Ends `identify`.
@@ -120,16 +121,17 @@ impl Machine {
         life.step(Phase::Identifying, Phase::Itself)
     }
 
-    /// Only a twin can be made ready for a snapshot; tells whether the base is mounted already.
-    pub fn begin_quiesce(&self) -> Result<bool, RpcError> {
+    /// Only a twin can be made ready for a snapshot; gives the disks when the base is mounted
+    /// already.
+    pub fn begin_quiesce(&self) -> Result<Option<Disks>, RpcError> {
         let mut life = self.lock();
         life.step(Phase::Twin, Phase::Twin)?;
-        Ok(life.base_mounted)
+        Ok(life.based.clone())
     }
 
     /// The base is mounted, here and in all clones.
-    pub fn base_is_mounted(&self) {
-        self.lock().base_mounted = true;
+    pub fn base_is_mounted(&self, disks: Disks) {
+        self.lock().based = Some(disks);
     }
 
     /// Starts the primary process, once.

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
+    let ends = sys::children()?;
     let booted = boot::boot()?;
     // One thread: there is little to do at a time, and nothing is shared.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -70,7 +71,7 @@ fn run() -> io::Result<()> {
         let reaping = Arc::clone(&machine);
         tokio::select! {
             ended = channel::serve(machine, port) => ended,
-            ended = reaping.starter.reaper.run() => ended,
+            ended = reaping.starter.reaper.run(ends) => ended,
         }
     })
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::ProcessExit;
+use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;

@@ -51,7 +51,9 @@ pub enum Unable {
     #[error("a command has at least one word")]
     Empty,
     /// More than any command needs.
-    #[error("command and environment have more than {COMMAND_WORDS_MAX} words or {COMMAND_BYTES_MAX} bytes")]
+    #[error(
+        "command and environment have more than {COMMAND_WORDS_MAX} words or {COMMAND_BYTES_MAX} bytes"
+    )]
     TooLong,
     /// Nothing that a process could be given.
     #[error("command and environment can't contain a zero byte")]

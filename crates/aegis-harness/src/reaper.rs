@@ -5,18 +5,21 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aegis_wire::channel::ProcessExit;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use tokio::signal::unix::SignalKind;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::sys::{self, Birth, Stillborn};
 
 /// So many are reaped in a row before others get their turn.
 const BATCH: usize = 64;
+/// Room for some of the kernel's descriptions of a signal, bytes.
+const SIGNALS_LEN: usize = 4 * 128;
 
 /// Starts, reaps, signals.
 pub struct Reaper {
@@ -61,14 +64,18 @@ impl Reaper {
         let _ = alone.wait_for(|alone| *alone).await;
     }
 
-    /// Reaps for ever.
-    pub async fn run(&self) -> io::Result<()> {
-        let mut children = tokio::signal::unix::signal(SignalKind::child())?;
+    /// Reaps for ever, whenever `ends` (see [`sys::children`]) tells that somebody ended.
+    pub async fn run(&self, ends: OwnedFd) -> io::Result<()> {
+        let ends: AsyncFd<OwnedFd> = sys::watch(ends)?;
         loop {
+            let mut ready = ends.readable().await?;
+            // One signal stands for many children: it is forgotten before they are looked for.
+            let mut signals = [0; SIGNALS_LEN];
+            while rustix::io::read(&ends, &mut signals).is_ok() {}
+            ready.clear_ready();
             while !self.reap_some() {
                 tokio::task::yield_now().await;
             }
-            children.recv().await;
         }
     }
 

@@ -5,11 +5,10 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr;
 
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -34,16 +33,15 @@ pub struct Birth<'a> {
 
 /// What a birth failed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Stage {
     /// No process could be made.
-    Fork = 0,
+    Fork,
     /// Session, descriptors, signals.
-    Prepare = 1,
+    Prepare,
     /// The working directory.
-    Directory = 2,
+    Directory,
     /// The program itself.
-    Program = 3,
+    Program,
 }
 
 /// Why there is no new process.
@@ -72,63 +70,101 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// Whether the processor is one of QEMU's software emulation.
+pub fn emulated() -> bool {
+    const HYPERVISOR: u32 = 0x4000_0000;
+    #[allow(unused_unsafe, reason = "safe since Rust 1.92")]
+    // SAFETY: every processor that this program is built for has the instruction.
+    let leaf = unsafe { std::arch::x86_64::__cpuid(HYPERVISOR) };
+    [leaf.ebx, leaf.ecx, leaf.edx]
+        == [
+            u32::from_le_bytes(*b"TCGT"),
+            u32::from_le_bytes(*b"CGTC"),
+            u32::from_le_bytes(*b"GTCG"),
+        ]
+}
+
+const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// Memory for what the child does before its program, bytes.
+const CHILD_STACK: usize = 64 * 1024;
+
+/// What the child is given, and where it leaves a word when it fails: they share their memory.
+struct Cradle<'a> {
+    birth: &'a Birth<'a>,
+    arguments: &'a [*const c_char],
+    environment: &'a [*const c_char],
+    failed: Option<Stillborn>,
+}
+
 /// Starts a process in a session of its own. Returns once its program runs.
 ///
-/// It is born inside its cgroup (joining later would leave it a moment without limits, and takes
-/// the kernel up to tens of milliseconds), hence not by the standard library.
+/// Not by the standard library: it is born inside its cgroup (joining later would leave it a
+/// moment without limits, and takes the kernel tens of milliseconds), and without a copy of this
+/// process's memory (a third of the time, under software emulation).
 pub fn spawn(birth: &Birth<'_>) -> Result<Pid, Stillborn> {
-    let fork_failed = |errno| Stillborn { stage: Stage::Fork, errno };
-    let (report, reporter) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(fork_failed)?;
     let arguments = pointers(birth.arguments);
     let environment = pointers(birth.environment);
+    let mut cradle =
+        Cradle { birth, arguments: &arguments, environment: &environment, failed: None };
+    let mut stack = vec![0u128; CHILD_STACK / size_of::<u128>()];
     let mut args = CloneArgs {
-        // The parent stands still until the exec: no page is copied because the parent writes it.
-        flags: CLONE_VFORK,
+        flags: CLONE_VM | CLONE_VFORK,
         exit_signal: libc::SIGCHLD as u64,
+        stack: stack.as_mut_ptr() as u64,
+        stack_size: CHILD_STACK as u64,
         ..CloneArgs::default()
     };
     if let Some(cgroup) = birth.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    // SAFETY: without CLONE_VM this is a plain fork: the child has a copy of this stack and all
-    // memory. It calls nothing but system calls until it execs or exits, so locks that other
-    // threads held at the fork don't matter.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    if pid < 0 {
-        return Err(fork_failed(last_errno()));
-    }
-    if pid == 0 {
-        let failed = become_program(birth, &arguments, &environment);
-        let said = failed.errno.raw_os_error().to_le_bytes();
-        let _ = rustix::io::write(
-            &reporter,
-            &[failed.stage as u8, said[0], said[1], said[2], said[3]],
+    let outcome: c_long;
+    // SAFETY: the child runs `be_born` on a stack of its own (aligned like u128) and never comes
+    // back from it. This thread stands still until the child has its program or is gone, so
+    // `cradle` and `stack` outlive the child's use of them, and nobody else touches them.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r8",
+            "call r9",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => outcome,
+            in("rdi") &raw const args,
+            in("rsi") size_of::<CloneArgs>(),
+            in("r8") &raw mut cradle,
+            in("r9") be_born as extern "C" fn(*mut Cradle<'_>) -> !,
+            out("rcx") _,
+            out("r11") _,
         );
-        // SAFETY: ends this process without running anything of the parent's.
-        unsafe { libc::_exit(127) }
     }
-    drop(reporter);
-    let mut said = [0; 5];
-    match rustix::io::retry_on_intr(|| rustix::io::read(&report, &mut said)) {
-        Ok(5) => {
-            let stage = match said[0] {
-                2 => Stage::Directory,
-                3 => Stage::Program,
-                _ => Stage::Prepare,
-            };
-            let code = i32::from_le_bytes([said[1], said[2], said[3], said[4]]);
-            Err(Stillborn { stage, errno: Errno::from_raw_os_error(code) })
-        }
-        _ => Pid::from_raw(pid as i32).ok_or(fork_failed(Errno::CHILD)),
+    drop(stack);
+    if let Some(failed) = cradle.failed {
+        return Err(failed);
     }
+    let errno = || Errno::from_raw_os_error(-outcome as i32);
+    Pid::from_raw(outcome as i32)
+        .filter(|_| outcome > 0)
+        .ok_or_else(|| Stillborn { stage: Stage::Fork, errno: errno() })
 }
 
-/// In the child: only system calls, no allocation.
+/// The child's life up to its program.
+extern "C" fn be_born(cradle: *mut Cradle<'_>) -> ! {
+    // SAFETY: the parent stands still and keeps it alive.
+    let cradle = unsafe { &mut *cradle };
+    let failed = become_program(cradle.birth, cradle.arguments, cradle.environment);
+    cradle.failed = Some(failed);
+    // SAFETY: ends this process without running anything of the parent's.
+    unsafe { libc::_exit(127) }
+}
+
+/// In the child: only system calls, no allocation, no lock.
 fn become_program(
     birth: &Birth<'_>,
     arguments: &[*const c_char],
@@ -139,21 +175,21 @@ fn become_program(
         let prepared = failed(Stage::Prepare);
         rustix::process::setsid().map_err(prepared)?;
         for (number, from) in (0..).zip(birth.standard) {
-            // SAFETY: the numbers 0 to 2 belong to nobody in this process from here on; the
-            // sources are all above them (`Plan` sees to that).
+            // SAFETY: the numbers 0 to 2 belong to nobody in the child from here on; the sources
+            // are all above them.
             if unsafe { libc::dup2(from.as_raw_fd(), number) } < 0 {
                 return Err(prepared(last_errno()));
             }
         }
-        // SAFETY: only marks descriptors; an old kernel that can't is no harm, all are marked.
+        // SAFETY: only marks descriptors; a kernel that can't is no harm, all are marked.
         unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
-        // What this process ignores for itself is not for its children.
-        // SAFETY: sets default actions and an empty mask, in this process alone.
+        // What the harness ignores and blocks for itself is not for its children.
+        // SAFETY: a default action and an empty mask, for the child alone.
         unsafe {
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            let mut none = std::mem::zeroed::<libc::sigset_t>();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            let mut none = std::mem::zeroed::<libc::sigaction>();
+            none.sa_sigaction = libc::SIG_DFL;
+            libc::sigaction(libc::SIGPIPE, &raw const none, ptr::null_mut());
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none.sa_mask, ptr::null_mut());
         }
         rustix::process::setpriority_process(None, 0).map_err(prepared)?;
         if let Some(root) = birth.root {
@@ -210,11 +246,8 @@ pub fn reseed(entropy: &[u8; ENTROPY_LEN]) -> io::Result<()> {
         buffer: [u8; ENTROPY_LEN],
     }
     let random = File::options().write(true).open("/dev/urandom")?;
-    let info = PoolInfo {
-        bits: 8 * ENTROPY_LEN as c_int,
-        bytes: ENTROPY_LEN as c_int,
-        buffer: *entropy,
-    };
+    let info =
+        PoolInfo { bits: 8 * ENTROPY_LEN as c_int, bytes: ENTROPY_LEN as c_int, buffer: *entropy };
     // SAFETY: the kernel reads `bytes` bytes behind the two numbers; the struct holds as many.
     check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) }.into())?;
     // SAFETY: takes no argument.
@@ -250,6 +283,21 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays the same and open until the `AsyncFd` that owns it now
     // is dropped, which takes it out of the runtime first.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Makes the ends of children readable instead of deadly interruptions. Before any thread starts,
+/// so that none is interrupted.
+pub fn children() -> io::Result<OwnedFd> {
+    // SAFETY: fills a set that is valid when all zero, blocks it for this thread and those that it
+    // starts later, and makes a descriptor that nobody else owns.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()).into())?;
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        check(fd.into())?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
 }
 
 fn check(outcome: c_long) -> io::Result<()> {

@@ -27,8 +27,7 @@ impl Uevents {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let kind = SocketType::DGRAM;
         let protocol = Some(netlink::KOBJECT_UEVENT);
-        let socket =
-            rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)?;
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, kind, flags, protocol)?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
         Ok(Uevents { socket: Mutex::new(sys::watch(socket)?) })
     }

@@ -45,14 +45,18 @@ const COMMANDS: [&[&str]; 12] = [
 /// error: all else merely costs the clones some time.
 pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
     let based = machine.begin_quiesce()?;
-    let found = machine.uevents.until(DISK_DEADLINE, disks::find).await;
-    let disks = found.ok_or_else(|| internal(&io::Error::other("a disk is missing")))?;
-    if !based {
-        let disks = disks.clone();
-        let mounted = machine.hands.run(move || root::mount_base(&disks)).await;
-        mounted.map_err(|e| internal(&e))?;
-        machine.base_is_mounted();
-    }
+    let disks = match based {
+        Some(disks) => disks,
+        None => {
+            let found = machine.uevents.until(DISK_DEADLINE, disks::find).await;
+            let disks = found.ok_or_else(|| internal(&io::Error::other("a disk is missing")))?;
+            let mounting = disks.clone();
+            let mounted = machine.hands.run(move || root::mount_base(&mounting)).await;
+            mounted.map_err(|e| internal(&e))?;
+            machine.base_is_mounted(disks.clone());
+            disks
+        }
+    };
     if let Err(e) = rehearse(machine, disks).await {
         note(&format!("rehearsal: {e}"));
     }

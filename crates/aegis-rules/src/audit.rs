@@ -67,7 +67,8 @@ pub struct Row<'a> {
 pub fn link(previous: &Hash, row: &Row<'_>) -> Hash {
     let mut hasher = Sha256::new();
     hasher.update(previous);
-    let (tree, position, at) = (row.tree.to_string(), row.position.to_string(), row.at.0.to_string());
+    let (tree, position, at) =
+        (row.tree.to_string(), row.position.to_string(), row.at.0.to_string());
     for field in [&tree, &position, &at, row.actor, row.kind, row.subject, row.data] {
         hasher.update((field.len() as u64).to_be_bytes());
         hasher.update(field.as_bytes());

@@ -78,12 +78,16 @@ impl Change {
     pub fn note(&self) -> Option<Note> {
         let invite = |kind, id: &InviteId, data| note(kind, Subject::Invite(id.clone()), data);
         let guest = |kind, id: &GuestId, data| note(kind, Subject::Guest(id.clone()), data);
-        let instance = |kind, id: &InstanceId, data| note(kind, Subject::Instance(id.clone()), data);
+        let instance =
+            |kind, id: &InstanceId, data| note(kind, Subject::Instance(id.clone()), data);
         match self {
             Change::InviteCreated(i) => invite(
                 "couch.invite.created",
                 &i.id,
-                vec![("createdBy", i.created_by.to_string()), ("expiresAt", i.expires_at.to_string())],
+                vec![
+                    ("createdBy", i.created_by.to_string()),
+                    ("expiresAt", i.expires_at.to_string()),
+                ],
             ),
             Change::InviteRedeemed { id, guest, by, .. } => invite(
                 "couch.invite.redeemed",

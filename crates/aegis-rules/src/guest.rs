@@ -179,7 +179,11 @@ pub fn activate(
 
 /// Takes numbers that this host can't measure (contracts/couch.md 5). For a local guest only
 /// `tokensUsed` may be raised; nothing ever goes down.
-pub fn report_usage(guest: &Guest, asked: ReportedUsage, now: Time) -> Result<Vec<Change>, Refusal> {
+pub fn report_usage(
+    guest: &Guest,
+    asked: ReportedUsage,
+    now: Time,
+) -> Result<Vec<Change>, Refusal> {
     if !guest.status_at(now).is_live() {
         return Err(wrong_state("report usage of", guest.status_at(now)));
     }
@@ -242,8 +246,11 @@ pub fn freeze(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Cha
 pub fn thaw(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Change>, Refusal> {
     match guest.status_at(now) {
         GuestStatus::Frozen => {
-            let mut changes =
-                vec![Change::GuestMoved { id: guest.id.clone(), to: GuestStatus::Running, at: now }];
+            let mut changes = vec![Change::GuestMoved {
+                id: guest.id.clone(),
+                to: GuestStatus::Running,
+                at: now,
+            }];
             changes.extend(want(machines, Wanted::Running, now));
             Ok(changes)
         }
@@ -258,7 +265,11 @@ pub fn expire(guest: &Guest, machines: &[Instance], now: Time) -> Vec<Change> {
         return changes;
     }
     if guest.status.is_live() {
-        changes.push(Change::GuestMoved { id: guest.id.clone(), to: GuestStatus::Expired, at: now });
+        changes.push(Change::GuestMoved {
+            id: guest.id.clone(),
+            to: GuestStatus::Expired,
+            at: now,
+        });
     }
     // A stopped guest's disk was kept until now.
     changes.extend(want(machines, Wanted::Gone, now));

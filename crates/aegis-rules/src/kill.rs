@@ -77,9 +77,10 @@ pub fn close(guest: &Guest, machines: &[Instance]) -> Option<Vec<Change>> {
     let ends: Vec<MachineEnd> = machines
         .iter()
         .map(|m| {
-            (m.state == InstanceState::Gone).then(|| m.end.clone()).flatten().filter(|end| {
-                MUST_VERIFY.iter().all(|must| end.verified.iter().any(|v| v == must))
-            })
+            (m.state == InstanceState::Gone)
+                .then(|| m.end.clone())
+                .flatten()
+                .filter(|end| MUST_VERIFY.iter().all(|must| end.verified.iter().any(|v| v == must)))
         })
         .collect::<Option<_>>()?;
     let last = ends.iter().map(|end| end.destroyed_at).max().unwrap_or(killed_at);

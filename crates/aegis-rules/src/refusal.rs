@@ -76,8 +76,7 @@ impl Refusal {
     /// A field is missing or malformed; `allowed` says what would pass.
     pub fn field(field: impl Into<String>, allowed: impl Into<String>) -> Refusal {
         let (field, allowed) = (field.into(), allowed.into());
-        let mut refusal =
-            Refusal::new(Code::InvalidField, format!("{field} must be {allowed}"));
+        let mut refusal = Refusal::new(Code::InvalidField, format!("{field} must be {allowed}"));
         refusal.field = Some(field);
         refusal.allowed = Some(allowed);
         refusal

@@ -8,9 +8,7 @@ use serde_json::Value;
 use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
 use crate::channel::ExecStart;
 use crate::refusal::{Code, Refusal};
-use crate::words::{
-    CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Port, Time,
-};
+use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Port, Time};
 use aegis_rules::instance::{Expose, IdlePolicy, Instance, Protocol};
 
 /// Body of `POST /v1/instances`, as it comes.
@@ -85,9 +83,8 @@ impl CreateBody {
                 Ok(Some(limits))
             }
         };
-        let word = |name: &'static str| {
-            move |e: crate::words::BadWord| Refusal::field(name, e.expected)
-        };
+        let word =
+            |name: &'static str| move |e: crate::words::BadWord| Refusal::field(name, e.expected);
         Ok(Create {
             command: self.command,
             handle: self.handle.map(Handle::try_from).transpose().map_err(word("handle"))?,
@@ -168,9 +165,7 @@ fn check_command(command: &[String], env: &BTreeMap<String, String>) -> Result<(
 }
 
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let bad = |k: &String, v: &String| {
-        k.is_empty() || k.contains(['=', '\0']) || v.contains('\0')
-    };
+    let bad = |k: &String, v: &String| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0');
     match env.iter().find(|(k, v)| bad(k, v)) {
         None => Ok(()),
         Some((key, _)) => Err(Refusal::field(
@@ -217,9 +212,7 @@ fn exposes(list: &[Value]) -> Result<Vec<Expose>, Refusal> {
                     },
                     protocol: match o.get("protocol") {
                         None | Some(Value::Null) => Protocol::Http,
-                        Some(v) => {
-                            v.as_str().and_then(Protocol::parse).ok_or_else(|| bad(i))?
-                        }
+                        Some(v) => v.as_str().and_then(Protocol::parse).ok_or_else(|| bad(i))?,
                     },
                 }
             }

@@ -119,7 +119,8 @@ mod tests {
     fn any_bytes_survive() {
         let id: InstanceId = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
         for (bytes, partial) in [(&b"plain"[..], false), (b"\xff\x00\xfe", true), (b"", false)] {
-            let entry = Entry::new(Time(0), Stream::Stdout, Source::Exec, bytes, partial, id.clone(), None);
+            let entry =
+                Entry::new(Time(0), Stream::Stdout, Source::Exec, bytes, partial, id.clone(), None);
             let text = serde_json::to_string(&entry).unwrap();
             let back: Entry = serde_json::from_str(&text).unwrap();
             let mut expected = bytes.to_vec();

@@ -1,2 +1,175 @@
-//! To be filled.
-fn main() {}
+//! `aegisd`: the host daemon. It decides and remembers; its machines outlive it.
+//!
+//! This file is the only place where all rooms meet. Tasks are a closed list: listeners and their
+//! connections, one driver per instance, the ledger's writer thread, the sweeper, the signal
+//! handler here.
+#![forbid(unsafe_code)]
+
+mod app;
+mod clock;
+mod config;
+mod ctx;
+mod doors;
+mod keys;
+mod ledger;
+mod lifecycle;
+mod router;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::{Config, Flags, Host};
+use crate::ctx::{Ctx, Meters};
+use crate::lifecycle::Lifecycle;
+use crate::router::Router;
+
+/// The host daemon of Aegis: lends sandboxed machines with a spending limit.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Settings: flags win over environment (AEGIS_HOME, AEGIS_LISTEN, AEGIS_NO_AUTH, \
+                  AEGIS_PROVISIONER, …) over HOME/aegis.toml.\n\nExamples:\n  aegisd\n  aegisd \
+                  --home /srv/aegis --listen 127.0.0.1:3000\n  aegisd --no-auth    # loopback only, \
+                  for local development"
+)]
+struct Args {
+    /// Where everything is kept [default: ~/.aegis]
+    #[arg(long, value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// TCP address of the API [default: 127.0.0.1:3000]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// Serve host routes without a token; only on a loopback address
+    #[arg(long)]
+    no_auth: bool,
+    /// Who makes guests' machines: local or manual
+    #[arg(long, value_name = "WORD")]
+    provisioner: Option<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AEGIS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let flags = Flags {
+        home: args.home,
+        listen: args.listen,
+        no_auth: args.no_auth,
+        provisioner: args.provisioner,
+    };
+    let config = settings(&flags)?;
+    raise_file_limit();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(config))
+}
+
+fn settings(flags: &Flags) -> anyhow::Result<Config> {
+    let env: BTreeMap<String, String> = std::env::vars().collect();
+    let home = config::home(flags, &env)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&home)
+        .with_context(|| format!("cannot make the home {}", home.display()))?;
+    let path = home.join("aegis.toml");
+    let file = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let program = std::env::current_exe().context("cannot find the running program")?;
+    let programs = program.parent().unwrap_or(Path::new("/"));
+    let info = rustix::system::sysinfo();
+    let disk = rustix::fs::statvfs(&home)?;
+    let host = Host {
+        memory_mb: info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20,
+        disk_free: disk.f_bavail.saturating_mul(disk.f_frsize),
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+    };
+    Ok(config::build(flags, &env, file.as_deref(), programs, host)?)
+}
+
+/// Each machine takes a few files here: allow as many as the system lets us.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the open-file limit stays low");
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let data = config.home.join("data");
+    std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    // Held until the process ends, however it ends.
+    let _only = lock(&data.join("aegisd.lock"))?;
+    let clock = Clock::start();
+    let keys = keys::Keys::open(&config.home).context("cannot open the keys")?;
+    let ledger = ledger::Ledger::open(&data.join("ledger.db")).context("cannot open the ledger")?;
+    let listeners = doors::bind(&config).await?;
+    let listen = listeners.address;
+    let probe = match lifecycle::probe(&config.machines.programs.join("aegis-worker")).await {
+        Ok(probe) => Some(probe),
+        Err(error) => {
+            tracing::warn!(%error, "no machines can be made; see `aegis doctor`");
+            None
+        }
+    };
+    let home = config.home.clone();
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, meters: Meters::default() });
+    let router = Router::default();
+    let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone());
+    lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
+    let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
+    let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
+    let doors = doors::open(listeners, app);
+    let pid_file = data.join("aegisd.pid");
+    announce(&pid_file)?;
+    tracing::info!(%listen, home = %home.display(), "aegisd answers");
+
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("stopping; machines go on");
+    let _ = std::fs::remove_file(&pid_file);
+    doors.stop().await;
+    sweeper.abort();
+    let _ = std::fs::remove_file(home.join("aegisd.sock"));
+    Ok(())
+}
+
+/// One daemon per home.
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(
+        || format!("another aegisd runs in this home ({} is locked)", path.display()),
+    )?;
+    Ok(file)
+}
+
+/// Writes the pid file in one move, once the API answers: who waits for it may ask at once.
+fn announce(path: &Path) -> anyhow::Result<()> {
+    let temporary = path.with_extension("pid.new");
+    let mut file = File::create(&temporary)?;
+    writeln!(file, "{}", std::process::id())?;
+    drop(file);
+    std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -125,11 +125,8 @@ pub fn ask(
 }
 
 fn stop(instance: &Instance, guest: Option<&Guest>, now: Time) -> Vec<Change> {
-    let mut changes = vec![Change::InstanceWanted {
-        id: instance.id.clone(),
-        wanted: Wanted::Stopped,
-        at: now,
-    }];
+    let mut changes =
+        vec![Change::InstanceWanted { id: instance.id.clone(), wanted: Wanted::Stopped, at: now }];
     if let Some(guest) = guest {
         changes.extend(guest::machine_stopped(guest, now));
     }

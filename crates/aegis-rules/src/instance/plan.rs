@@ -22,14 +22,8 @@ pub enum Seen {
 
 impl Seen {
     /// All of them.
-    pub const ALL: [Seen; 6] = [
-        Seen::Nothing,
-        Seen::Leftovers,
-        Seen::Booting,
-        Seen::Running,
-        Seen::Frozen,
-        Seen::Ended,
-    ];
+    pub const ALL: [Seen; 6] =
+        [Seen::Nothing, Seen::Leftovers, Seen::Booting, Seen::Running, Seen::Frozen, Seen::Ended];
 }
 
 /// One act upon the world. Each is safe to repeat, and finds its outside effect by instance id.

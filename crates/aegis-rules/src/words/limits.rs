@@ -104,7 +104,8 @@ impl Limits {
             Limit::Disk => self.disk = DiskBytes((value * 1e9) as u64 / 4096 * 4096),
             Limit::Egress => self.egress = EgressBytes((value * 1e9).round() as u64),
             Limit::Duration => {
-                self.duration = DurationMs(((value * DurationMs::HOUR as f64).round() as u64).max(1))
+                self.duration =
+                    DurationMs(((value * DurationMs::HOUR as f64).round() as u64).max(1))
             }
             Limit::Tokens => self.tokens = LlmTokens(value.floor() as u64),
         }
@@ -314,8 +315,11 @@ mod tests {
             egress: EgressBytes(3_000_000_000),
             ..Usage::default()
         };
-        let words: Vec<String> =
-            usage.violations(&limits, DurationMs(5_400_000)).iter().map(Violation::to_string).collect();
+        let words: Vec<String> = usage
+            .violations(&limits, DurationMs(5_400_000))
+            .iter()
+            .map(Violation::to_string)
+            .collect();
         assert_eq!(
             words,
             ["tokens: 1500/1000", "disk: 5GB/1GB", "network: 3GB/2GB", "duration: 1.5h/1h"]

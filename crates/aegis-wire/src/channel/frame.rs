@@ -92,7 +92,8 @@ impl Decoder {
             }
             let Some((kind, generation, epoch, len)) = parse_header(rest) else {
                 // Not a header: look for the next byte that may begin one.
-                let skip = rest[1..].iter().position(|b| *b == MAGIC[0]).map_or(rest.len(), |i| i + 1);
+                let skip =
+                    rest[1..].iter().position(|b| *b == MAGIC[0]).map_or(rest.len(), |i| i + 1);
                 self.start += skip;
                 continue;
             };

@@ -94,6 +94,13 @@ impl Message {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
         };
-        Message { jsonrpc: Version::V2, id: Some(id), method: None, params: Value::Null, result, error }
+        Message {
+            jsonrpc: Version::V2,
+            id: Some(id),
+            method: None,
+            params: Value::Null,
+            result,
+            error,
+        }
     }
 }

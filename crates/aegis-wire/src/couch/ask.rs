@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 use crate::refusal::{Code, Refusal};
-use crate::words::{DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey};
+use crate::words::{
+    DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey,
+};
 use aegis_rules::guest::ReportedUsage;
 use aegis_rules::invite::{Create, Offer};
 
@@ -15,10 +17,24 @@ const TEXT_MAX: usize = 255;
 /// Body of `POST /couch/invites`.
 pub fn create_invite(body: &Value) -> Result<Create, Refusal> {
     let body = object(body)?;
-    known(body, "", &[
-        "createdBy", "label", "expiresInHours", "resourceLimits", "permissions", "golden",
-        "agentPort", "egressAllow", "hostServices", "spawnDepth", "maxChildren", "onLimit",
-    ])?;
+    known(
+        body,
+        "",
+        &[
+            "createdBy",
+            "label",
+            "expiresInHours",
+            "resourceLimits",
+            "permissions",
+            "golden",
+            "agentPort",
+            "egressAllow",
+            "hostServices",
+            "spawnDepth",
+            "maxChildren",
+            "onLimit",
+        ],
+    )?;
     let created_by = required_label(body, "createdBy")?;
     let label = optional_label(body, "label")?;
     let mut limits = Limits::default();
@@ -64,14 +80,7 @@ pub fn create_invite(body: &Value) -> Result<Create, Refusal> {
         None => DurationMs(24 * DurationMs::HOUR),
         Some(value) => hours(value, "expiresInHours")?,
     };
-    Ok(Create {
-        created_by,
-        label,
-        limits,
-        permissions,
-        offer: offer(body)?,
-        expires_in,
-    })
+    Ok(Create { created_by, label, limits, permissions, offer: offer(body)?, expires_in })
 }
 
 fn offer(body: &Object) -> Result<Offer, Refusal> {
@@ -107,15 +116,13 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         max_children: count("maxChildren", 10_000)?,
         on_limit: match present(body, "onLimit") {
             None => None,
-            Some(value) => {
-                Some(value.as_str().and_then(OnLimit::parse).ok_or_else(|| {
-                    Refusal::out_of_range(
-                        "onLimit".to_owned(),
-                        brief(value),
-                        "throttle, freeze or kill".to_owned(),
-                    )
-                })?)
-            }
+            Some(value) => Some(value.as_str().and_then(OnLimit::parse).ok_or_else(|| {
+                Refusal::out_of_range(
+                    "onLimit".to_owned(),
+                    brief(value),
+                    "throttle, freeze or kill".to_owned(),
+                )
+            })?),
         },
     })
 }
@@ -222,11 +229,14 @@ fn optional_label(body: &Object, name: &str) -> Result<Option<Label>, Refusal> {
     match present(body, name) {
         None => Ok(None),
         Some(value) => {
-            let text = value.as_str().map(str::trim).ok_or_else(|| Refusal::field(name, "a text"))?;
+            let text =
+                value.as_str().map(str::trim).ok_or_else(|| Refusal::field(name, "a text"))?;
             if text.is_empty() {
                 return Ok(None);
             }
-            text.parse().map(Some).map_err(|e: crate::words::BadWord| Refusal::field(name, e.expected))
+            text.parse()
+                .map(Some)
+                .map_err(|e: crate::words::BadWord| Refusal::field(name, e.expected))
         }
     }
 }

@@ -139,8 +139,8 @@ impl Peer {
         };
         let outcome = tokio::time::timeout(deadline, work).await;
         self.lock().remove(&id);
-        let value = outcome
-            .map_err(|_| CallError::Deadline { method: method.to_owned(), deadline })??;
+        let value =
+            outcome.map_err(|_| CallError::Deadline { method: method.to_owned(), deadline })??;
         serde_json::from_value(value).map_err(shape)
     }
 
@@ -154,7 +154,9 @@ impl Peer {
             .map_err(|_| CallError::Closed { method: method.to_owned() })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>> {
+    fn lock(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>> {
         self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

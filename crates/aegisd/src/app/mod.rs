@@ -1,0 +1,89 @@
+//! The verbs: one function for each thing that can be asked. Proof of who asks comes first, then the
+//! context, then the parsed request; what is decided is for the rules.
+
+pub mod couch;
+pub mod instances;
+pub mod kill;
+pub mod logs;
+
+use std::io;
+use std::sync::Arc;
+
+use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::words::Time;
+
+use crate::ctx::Shared;
+use crate::ledger::{self, WriteError};
+use crate::lifecycle::{Lifecycle, WorkerError};
+use crate::router::Router;
+
+/// Proof that anybody may ask: public routes.
+#[derive(Clone, Copy, Debug)]
+pub struct Public(());
+
+impl Public {
+    /// Made by public routes, and by nothing else.
+    pub fn route() -> Public {
+        Public(())
+    }
+}
+
+/// Proof that the host asks: made by the doors when the host's token or socket was shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Host(());
+
+impl Host {
+    /// Only for the doors' authentication.
+    pub fn authenticated() -> Host {
+        Host(())
+    }
+}
+
+/// What verbs need.
+#[derive(Clone)]
+pub struct App {
+    /// Settings, keys, clock, ledger, meters.
+    pub ctx: Shared,
+    /// The drivers.
+    pub lifecycle: Lifecycle,
+    /// The public ports.
+    pub router: Router,
+    /// What the worker said of this host at the start.
+    pub probe: Arc<Option<aegis_wire::worker::Probe>>,
+    /// When this daemon started.
+    pub started_at: Time,
+}
+
+/// Why a verb brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The asker's fault, or the state's.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The ledger failed.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A machine's worker failed.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// The operating system failed.
+    #[error("the operating system refused")]
+    Io(#[from] io::Error),
+}
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Error {
+        match error {
+            WriteError::Refused(refusal) => Error::Refused(refusal),
+            WriteError::Ledger(error) => Error::Ledger(error),
+        }
+    }
+}
+
+fn guest_not_found() -> Refusal {
+    Refusal::new(Code::GuestNotFound, "guest not found")
+}
+
+fn instance_not_found() -> Refusal {
+    Refusal::new(Code::InstanceNotFound, "instance not found")
+}

@@ -1,0 +1,374 @@
+//! Settings: flags over environment over `aegis.toml` over defaults, in one pure function. Nobody
+//! else reads the environment or the file.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use aegis_rules::capacity::Capacity;
+use aegis_wire::words::{DiskBytes, ImageRef, MemoryMb};
+use aegis_wire::worker::Accel;
+use serde::Deserialize;
+
+/// What was said on the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--home`
+    pub home: Option<PathBuf>,
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--no-auth`
+    pub no_auth: bool,
+    /// `--provisioner`
+    pub provisioner: Option<String>,
+}
+
+/// What the host has; measured outside, so that this stays pure.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// Memory, MiB.
+    pub memory_mb: u64,
+    /// Free disk below the home, bytes.
+    pub disk_free: u64,
+    /// CPUs.
+    pub cpus: u32,
+}
+
+/// All settings, valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept.
+    pub home: PathBuf,
+    /// TCP address of couch and host API.
+    pub listen: SocketAddr,
+    /// Serve host routes without a token, on loopback only.
+    pub no_auth: bool,
+    /// Who makes guests' machines.
+    pub provisioner: ProvisionerKind,
+    /// Image of machines whose request names none.
+    pub default_image: ImageRef,
+    /// Primary process of guests' machines.
+    pub guest_command: Vec<String>,
+    /// Whether that process is expected to serve the agent port.
+    pub guest_serves: bool,
+    /// How machines are made.
+    pub machines: Machines,
+    /// What is lent at most.
+    pub capacity: Capacity,
+    /// Public ports: first and last.
+    pub ports: (u16, u16),
+    /// Address on which public ports listen.
+    pub ports_bind: IpAddr,
+    /// Requests per second and address on public routes; 0 switches the limit off.
+    pub rate_per_second: u32,
+    /// Requests at once and address on public routes.
+    pub rate_burst: u32,
+}
+
+/// Who makes guests' machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProvisionerKind {
+    /// This host.
+    Local,
+    /// A person, who then activates the guest.
+    Manual,
+}
+
+/// How machines are made.
+#[derive(Clone, Debug)]
+pub struct Machines {
+    /// Directory of the other programs.
+    pub programs: PathBuf,
+    /// `qemu-system-x86_64`
+    pub qemu: PathBuf,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Its modules, where it needs any.
+    pub modules: Option<PathBuf>,
+    /// Hardware or software.
+    pub accel: Accel,
+    /// Refuse to boot where limits can't be enforced.
+    pub require_limits: bool,
+}
+
+/// A setting that can't be taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct BadConfig {
+    /// Where it came from and its name.
+    pub setting: String,
+    /// What is wrong and what would pass.
+    pub problem: String,
+}
+
+fn bad(setting: &str, problem: impl ToString) -> BadConfig {
+    BadConfig { setting: setting.to_owned(), problem: problem.to_string() }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileConfig {
+    listen: Option<String>,
+    no_auth: Option<bool>,
+    provisioner: Option<ProvisionerKind>,
+    default_image: Option<String>,
+    #[serde(default)]
+    guest: GuestSection,
+    #[serde(default)]
+    machines: MachinesSection,
+    #[serde(default)]
+    capacity: CapacitySection,
+    #[serde(default)]
+    ports: PortsSection,
+    #[serde(default)]
+    rate_limit: RateSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GuestSection {
+    command: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MachinesSection {
+    programs: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    modules: Option<PathBuf>,
+    accel: Option<Accel>,
+    require_limits: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapacitySection {
+    machines: Option<u32>,
+    memory_mb: Option<u32>,
+    disk_gb: Option<f64>,
+    vcpus: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortsSection {
+    range: Option<(u16, u16)>,
+    bind: Option<IpAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RateSection {
+    per_second: Option<u32>,
+    burst: Option<u32>,
+}
+
+/// The home directory: flag over `AEGIS_HOME` over `~/.aegis`.
+pub fn home(flags: &Flags, env: &BTreeMap<String, String>) -> Result<PathBuf, BadConfig> {
+    let home = match (&flags.home, env.get("AEGIS_HOME"), env.get("HOME")) {
+        (Some(home), _, _) => home.clone(),
+        (None, Some(home), _) if !home.is_empty() => PathBuf::from(home),
+        (None, _, Some(user)) if !user.is_empty() => Path::new(user).join(".aegis"),
+        _ => return Err(bad("home", "give --home or set AEGIS_HOME")),
+    };
+    if !home.is_absolute() {
+        return Err(bad("home", format!("{} is not an absolute path", home.display())));
+    }
+    Ok(home)
+}
+
+/// Longest home for which every unix socket's path fits in the kernel's 107 bytes.
+pub const HOME_MAX: usize = 107 - "/run/inst-01ARZ3NDEKTSV4RRFFQ69G5FAV/worker.sock".len();
+
+/// Builds the settings. `programs` is the directory of the running program.
+pub fn build(
+    flags: &Flags,
+    env: &BTreeMap<String, String>,
+    file: Option<&str>,
+    programs: &Path,
+    host: Host,
+) -> Result<Config, BadConfig> {
+    let home = home(flags, env)?;
+    if home.as_os_str().len() > HOME_MAX {
+        return Err(bad(
+            "home",
+            format!(
+                "{} is longer than {HOME_MAX} bytes; sockets below it would not fit",
+                home.display()
+            ),
+        ));
+    }
+    let file: FileConfig = match file {
+        None => FileConfig::default(),
+        Some(text) => toml::from_str(text).map_err(|e| bad("aegis.toml", e))?,
+    };
+    let var = |name: &str| env.get(name).filter(|v| !v.is_empty()).cloned();
+
+    let listen = flags
+        .listen
+        .clone()
+        .or_else(|| var("AEGIS_LISTEN"))
+        .or(file.listen)
+        .unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listen: SocketAddr = listen.parse().map_err(|_| {
+        bad("listen", format!("{listen} is not ADDRESS:PORT, as in 127.0.0.1:3000"))
+    })?;
+    let no_auth = flags.no_auth
+        || match var("AEGIS_NO_AUTH").as_deref() {
+            None => file.no_auth.unwrap_or(false),
+            Some("1" | "true") => true,
+            Some("0" | "false") => false,
+            Some(other) => {
+                return Err(bad("AEGIS_NO_AUTH", format!("{other} is not true or false")));
+            }
+        };
+    if no_auth && !listen.ip().is_loopback() {
+        return Err(bad("no-auth", format!("only on a loopback address, and {listen} is none")));
+    }
+    let provisioner =
+        match flags.provisioner.clone().or_else(|| var("AEGIS_PROVISIONER")).as_deref() {
+            None => file.provisioner.unwrap_or(ProvisionerKind::Local),
+            Some("local") => ProvisionerKind::Local,
+            Some("manual") => ProvisionerKind::Manual,
+            Some(other) => {
+                return Err(bad("provisioner", format!("{other} is not local or manual")));
+            }
+        };
+    let default_image = var("AEGIS_DEFAULT_IMAGE")
+        .or(file.default_image)
+        .unwrap_or_else(|| "base".to_owned())
+        .parse()
+        .map_err(|e| bad("default_image", e))?;
+    let guest_serves = file.guest.command.is_some();
+    let guest_command =
+        file.guest.command.unwrap_or_else(|| vec!["sleep".to_owned(), "infinity".to_owned()]);
+    if guest_command.first().is_none_or(String::is_empty) {
+        return Err(bad("guest.command", "must name a program"));
+    }
+
+    let accel = match var("AEGIS_ACCEL").as_deref() {
+        None => file.machines.accel.unwrap_or_default(),
+        Some("auto") => Accel::Auto,
+        Some("kvm") => Accel::Kvm,
+        Some("tcg") => Accel::Tcg,
+        Some(other) => return Err(bad("AEGIS_ACCEL", format!("{other} is not auto, kvm or tcg"))),
+    };
+    let own_kernel = var("AEGIS_KERNEL").map(PathBuf::from).or(file.machines.kernel);
+    let modules = match (&own_kernel, file.machines.modules) {
+        (_, Some(modules)) => Some(modules),
+        // A kernel of one's own has what it needs built in, unless modules are named too.
+        (Some(_), None) => None,
+        (None, None) => Some(home.join("kernel/modules")),
+    };
+    let machines = Machines {
+        programs: var("AEGIS_PROGRAMS")
+            .map(PathBuf::from)
+            .or(file.machines.programs)
+            .unwrap_or_else(|| programs.to_owned()),
+        qemu: var("AEGIS_QEMU")
+            .map(PathBuf::from)
+            .or(file.machines.qemu)
+            .unwrap_or_else(|| PathBuf::from("/usr/bin/qemu-system-x86_64")),
+        kernel: own_kernel.unwrap_or_else(|| home.join("kernel/vmlinux")),
+        modules,
+        accel,
+        require_limits: file.machines.require_limits.unwrap_or(true),
+    };
+
+    let ports = file.ports.range.unwrap_or((20_000, 29_999));
+    if ports.0 == 0 || ports.0 > ports.1 {
+        return Err(bad("ports.range", "must be [first, last], both from 1 to 65535"));
+    }
+    let disk_gb = file.capacity.disk_gb;
+    if disk_gb.is_some_and(|gb| !(gb > 0.0 && gb <= 1e9)) {
+        return Err(bad("capacity.disk_gb", "must be above 0"));
+    }
+    // Guests touch a part of what they may have: memory and disk are lent out more than once, and
+    // the cgroup and the file's size stop each machine at its own limit.
+    let memory_mb = file
+        .capacity
+        .memory_mb
+        .unwrap_or_else(|| u32::try_from(host.memory_mb.saturating_mul(8)).unwrap_or(u32::MAX));
+    let capacity = Capacity {
+        machines: file.capacity.machines.unwrap_or(256),
+        memory: MemoryMb(memory_mb),
+        disk: DiskBytes(match disk_gb {
+            Some(gb) => (gb * 1e9) as u64,
+            None => host.disk_free.saturating_mul(50),
+        }),
+        vcpus: file.capacity.vcpus.unwrap_or_else(|| host.cpus.max(2)),
+    };
+    Ok(Config {
+        home,
+        listen,
+        no_auth,
+        provisioner,
+        default_image,
+        guest_command,
+        guest_serves,
+        machines,
+        capacity,
+        ports,
+        ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        rate_per_second: file.rate_limit.per_second.unwrap_or(50),
+        rate_burst: file.rate_limit.burst.unwrap_or(200),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: Host = Host { memory_mb: 8000, disk_free: 1_000_000_000_000, cpus: 2 };
+
+    fn with(flags: Flags, env: &[(&str, &str)], file: &str) -> Result<Config, BadConfig> {
+        let mut vars: BTreeMap<String, String> =
+            env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        vars.insert("HOME".to_owned(), "/home/x".to_owned());
+        build(&flags, &vars, Some(file), Path::new("/opt/aegis"), HOST)
+    }
+
+    #[test]
+    fn flags_win_over_env_over_file() {
+        let file = "listen = '127.0.0.1:1'";
+        let env = [("AEGIS_LISTEN", "127.0.0.1:2")];
+        let flag = Flags { listen: Some("127.0.0.1:3".to_owned()), ..Flags::default() };
+        let port = |c: Config| c.listen.port();
+        assert_eq!(port(with(Flags::default(), &[], "").unwrap()), 3000);
+        assert_eq!(port(with(Flags::default(), &[], file).unwrap()), 1);
+        assert_eq!(port(with(Flags::default(), &env, file).unwrap()), 2);
+        assert_eq!(port(with(flag, &env, file).unwrap()), 3);
+        assert_eq!(with(Flags::default(), &[], "").unwrap().home, Path::new("/home/x/.aegis"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let no_auth =
+            Flags { no_auth: true, listen: Some("0.0.0.0:3000".to_owned()), ..Flags::default() };
+        assert_eq!(with(no_auth, &[], "").unwrap_err().setting, "no-auth");
+        let none = Flags::default;
+        assert_eq!(with(none(), &[], "listen = 'x'").unwrap_err().setting, "listen");
+        assert_eq!(with(none(), &[], "surprise = 1").unwrap_err().setting, "aegis.toml");
+        assert_eq!(
+            with(none(), &[], "[ports]\nrange = [9, 3]").unwrap_err().setting,
+            "ports.range"
+        );
+        assert_eq!(
+            with(none(), &[("AEGIS_ACCEL", "hope")], "").unwrap_err().setting,
+            "AEGIS_ACCEL"
+        );
+        let long = format!("/{}", "x".repeat(HOME_MAX));
+        assert_eq!(with(none(), &[("AEGIS_HOME", &long)], "").unwrap_err().setting, "home");
+        assert_eq!(with(none(), &[("AEGIS_HOME", "rel")], "").unwrap_err().setting, "home");
+    }
+
+    #[test]
+    fn an_own_kernel_brings_its_own_modules() {
+        let own = with(Flags::default(), &[], "[machines]\nkernel = '/k'").unwrap();
+        assert_eq!(own.machines.modules, None);
+        let ours = with(Flags::default(), &[], "").unwrap();
+        assert!(ours.machines.modules.is_some());
+    }
+}

@@ -1,0 +1,279 @@
+//! `/v1` (contracts/aegis.md 1): instances, as the host asks for them.
+
+use std::collections::BTreeMap;
+
+use aegis_rules::instance::{InstanceState, Verb};
+use aegis_rules::refusal::Refusal;
+use aegis_wire::bounds::HOST_BODY_MAX;
+use aegis_wire::host::{
+    BackendCapabilities, Counts, CreateBody, Created, DaemonStatus, ExecBody, StatusWord, body,
+};
+use aegis_wire::words::Time;
+use axum::extract::{Path, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::Failure;
+use super::ask::{HostAuth, JsonBody, Params, bad_query};
+use super::{State, stream};
+use crate::app::instances::{self, Created as Made};
+use crate::app::logs;
+use crate::config::ProvisionerKind;
+
+type Body = JsonBody<HOST_BODY_MAX>;
+type Answer = Result<Response, Failure>;
+
+/// Routes of the host.
+pub(super) fn routes() -> Router<State> {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/instances", post(create).get(list))
+        .route("/v1/instances/prune", post(prune))
+        .route("/v1/instances/{id}", get(info).delete(remove))
+        .route("/v1/instances/{id}/start", post(start))
+        .route("/v1/instances/{id}/restart", post(restart))
+        .route("/v1/instances/{id}/stop", post(stop))
+        .route("/v1/instances/{id}/disable", post(disable))
+        .route("/v1/instances/{id}/pause", post(pause))
+        .route("/v1/instances/{id}/resume", post(resume))
+        .route("/v1/instances/{id}/exec", post(exec))
+        .route("/v1/instances/{id}/logs", get(read_logs))
+}
+
+async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Answer {
+    let app = &state.app;
+    let all = instances::list(host, app)?;
+    let (invites_active, guests_live) =
+        app.ctx.ledger.read(|f| f.counts(app.ctx.now())).map_err(crate::app::Error::from)?;
+    let machines = all.iter().filter(|i| i.is_live()).count() as u64;
+    let probe = app.probe.as_ref().as_ref();
+    let mut tasks = BTreeMap::new();
+    tasks.insert("drivers".to_owned(), app.lifecycle.drivers().to_string());
+    let shape = DaemonStatus {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        backend: "qemu".to_owned(),
+        isolation: "vm".to_owned(),
+        provisioner: match app.ctx.config.provisioner {
+            ProvisionerKind::Local => "local",
+            ProvisionerKind::Manual => "manual",
+        }
+        .to_owned(),
+        capabilities: BackendCapabilities {
+            pause_resume: true,
+            persistent_pause: false,
+            network_backend: "none".to_owned(),
+            accel: probe.map(|p| p.accel.clone()).unwrap_or_default(),
+            cgroups: probe.map(|p| p.cgroups.clone()).unwrap_or_default(),
+            limits: probe.map(|p| p.limits.clone()).unwrap_or_default(),
+        },
+        listen: state.listen.to_string(),
+        started_at: app.started_at,
+        counts: Counts { invites_active, guests_live, instances: all.len() as u64, machines },
+        tasks,
+    };
+    Ok(Json(shape).into_response())
+}
+
+async fn create(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    JsonBody(value): Body,
+) -> Answer {
+    let ask = body::<CreateBody>(value)?.parse()?;
+    let (status, instance) = match instances::create(host, &state.app, ask).await? {
+        Made::New(instance) => (StatusCode::CREATED, instance),
+        Made::Restarted(instance) => (StatusCode::OK, instance),
+    };
+    let shape = Created {
+        id: instance.id.to_string(),
+        state: instance.state.word().to_owned(),
+        command: instance.spec.command.clone(),
+        handle: instance.spec.handle.as_ref().map(ToString::to_string),
+        image_ref: Some(instance.spec.image.to_string()),
+    };
+    Ok((status, Json(shape)).into_response())
+}
+
+#[derive(Deserialize)]
+struct InstancesQuery {
+    state: Option<String>,
+    parent_id: Option<String>,
+}
+
+async fn list(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Params(query): Params<InstancesQuery>,
+) -> Answer {
+    let wanted = match &query.state {
+        None => None,
+        Some(word) => {
+            Some(InstanceState::parse(word).filter(|s| *s != InstanceState::Gone).ok_or_else(
+                || bad_query("state", "starting, running, paused, frozen or stopped"),
+            )?)
+        }
+    };
+    let shapes: Vec<_> = instances::list(host, &state.app)?
+        .iter()
+        .filter(|i| wanted.is_none_or(|w| i.state == w))
+        .map(|i| instances::shape(&state.app, i))
+        .filter(|s| query.parent_id.as_ref().is_none_or(|p| s.parent_id == *p))
+        .collect();
+    Ok(Json(shapes).into_response())
+}
+
+async fn info(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    let instance = instances::find(host, &state.app, &name)?;
+    Ok(Json(instances::shape(&state.app, &instance)).into_response())
+}
+
+async fn act(state: State, host: HostAuth, name: &str, verb: Verb) -> Answer {
+    let now = instances::act(host.0, &state.app, name, verb).await?;
+    let word = match (&now, verb) {
+        (None, _) => "deleted",
+        (Some(i), Verb::Delete) if i.state == InstanceState::Gone => "deleted",
+        (Some(_), Verb::Delete) => "deleting",
+        (Some(i), Verb::Disable) if !i.is_live() => "disabled",
+        (Some(i), _) => i.state.word(),
+    };
+    Ok(Json(StatusWord { status: word.to_owned() }).into_response())
+}
+
+async fn start(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+    act(state, host, &name, Verb::Start).await
+}
+
+async fn stop(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+    act(state, host, &name, Verb::Stop).await
+}
+
+async fn restart(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    instances::act(host, &state.app, &name, Verb::Stop).await?;
+    instances::act(host, &state.app, &name, Verb::Start).await?;
+    Ok(Json(StatusWord { status: "restarting".to_owned() }).into_response())
+}
+
+async fn disable(
+    Extract(state): Extract<State>,
+    host: HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    act(state, host, &name, Verb::Disable).await
+}
+
+async fn pause(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+    act(state, host, &name, Verb::Pause).await
+}
+
+async fn resume(
+    Extract(state): Extract<State>,
+    host: HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    act(state, host, &name, Verb::Resume).await
+}
+
+async fn remove(
+    Extract(state): Extract<State>,
+    host: HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    act(state, host, &name, Verb::Delete).await
+}
+
+async fn exec(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+    JsonBody(value): Body,
+) -> Answer {
+    let start = body::<ExecBody>(value)?.parse()?;
+    let exec = instances::exec(host, &state.app, &name, start).await?;
+    stream::exec(exec).await
+}
+
+#[derive(Deserialize)]
+struct LogsQuery {
+    follow: Option<String>,
+    since: Option<String>,
+    tail: Option<String>,
+    exec_id: Option<String>,
+}
+
+async fn read_logs(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+    Params(query): Params<LogsQuery>,
+) -> Answer {
+    let ask = logs::Ask {
+        since: match &query.since {
+            None => None,
+            Some(text) => {
+                Some(text.parse::<Time>().map_err(|_| bad_query("since", "an RFC 3339 time"))?)
+            }
+        },
+        tail: match &query.tail {
+            None => None,
+            Some(text) => {
+                let most = logs::TAIL_MAX;
+                let n = text.parse().ok().filter(|n| *n <= most);
+                let bad = || bad_query("tail", &format!("a whole number up to {most}"));
+                Some(n.ok_or_else(bad)?)
+            }
+        },
+        exec_id: query.exec_id,
+        follow: match query.follow.as_deref() {
+            None | Some("" | "0" | "false") => false,
+            Some("1" | "true") => true,
+            Some(_) => return Err(bad_query("follow", "true or false")),
+        },
+    };
+    let instance = instances::find(host, &state.app, &name)?;
+    Ok(stream::lines(logs::read(&state.app, &instance.id, ask)))
+}
+
+#[derive(Deserialize)]
+struct PruneQuery {
+    older_than: Option<String>,
+    stopped_older_than: Option<String>,
+}
+
+async fn prune(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Params(query): Params<PruneQuery>,
+) -> Answer {
+    let text = query.older_than.or(query.stopped_older_than).unwrap_or_else(|| "7d".to_owned());
+    let older_ms = age_ms(&text).ok_or_else(|| {
+        Refusal::field("older_than", "a length of time as in 30s, 10m, 12h or 7d")
+    })?;
+    let ids = instances::prune(host, &state.app, older_ms).await?;
+    let ids: Vec<Value> = ids.iter().map(|id| json!(id.as_str())).collect();
+    Ok(Json(json!({ "pruned": ids.len(), "ids": ids })).into_response())
+}
+
+/// `7d` in milliseconds.
+fn age_ms(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let unit_ms: u64 = match unit {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_ms)
+}

@@ -1,0 +1,175 @@
+//! The doors: bytes come in, parsed words and a proof of who asks go on to a verb of `app`, and
+//! what it says goes out. No door decides anything.
+
+mod answer;
+mod ask;
+mod couch;
+mod host;
+mod limit;
+mod stream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tower::ServiceExt as _;
+
+use crate::app::App;
+use crate::config::Config;
+use ask::Peer;
+use limit::RateLimit;
+
+/// Connections at a time, per listener.
+const CONNECTIONS_MAX: usize = 4096;
+/// A client has this long to send a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// Requests that run when the daemon stops have this long to end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What routes need.
+#[derive(Clone)]
+pub(crate) struct State {
+    app: App,
+    rate: Arc<RateLimit>,
+    /// Where the API really listens.
+    listen: SocketAddr,
+}
+
+/// Bound, but not served yet.
+pub struct Listeners {
+    /// Where TCP is bound; tells the port when 0 was asked for.
+    pub address: SocketAddr,
+    tcp: TcpListener,
+    unix: UnixListener,
+}
+
+/// Binds TCP and `HOME/aegisd.sock` (0600: who may open it is the host).
+pub async fn bind(config: &Config) -> anyhow::Result<Listeners> {
+    let tcp = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("cannot listen on {}; choose another with --listen", config.listen)
+    })?;
+    let path = config.home.join("aegisd.sock");
+    // The home is locked by this process: a socket that is there is a dead daemon's.
+    let _ = std::fs::remove_file(&path);
+    let unix = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(Listeners { address: tcp.local_addr()?, tcp, unix })
+}
+
+/// Served listeners.
+pub struct Doors {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Doors {
+    /// Takes no new connections, lets running requests end (for a while), and returns.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+/// Serves both listeners.
+pub fn open(listeners: Listeners, app: App) -> Doors {
+    let (per_second, burst) = (app.ctx.config.rate_per_second, app.ctx.config.rate_burst);
+    let state =
+        State { rate: Arc::new(RateLimit::new(per_second, burst)), listen: listeners.address, app };
+    let router = routes(state);
+    let (stop, stopped) = watch::channel(false);
+    let tcp = tokio::spawn(serve(router.clone(), stopped.clone(), listeners.tcp));
+    let unix = tokio::spawn(serve(router, stopped, listeners.unix));
+    Doors { stop, tasks: vec![tcp, unix] }
+}
+
+/// Public and host routes are separate routers; what is in neither is a 404 or a 405.
+fn routes(state: State) -> Router {
+    Router::new()
+        .merge(couch::public(&state))
+        .merge(couch::host())
+        .merge(host::routes())
+        .fallback(answer::unknown_route)
+        .method_not_allowed_fallback(answer::wrong_method)
+        .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(answer::panicked))
+        .with_state(state)
+}
+
+/// What both listeners can: the next connection, and by which door it came.
+trait Listen: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, from) = self.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, Peer::Tcp(from)))
+    }
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<(UnixStream, Peer)> {
+        Ok((self.accept().await?.0, Peer::Unix))
+    }
+}
+
+async fn serve<L: Listen>(router: Router, mut stopped: watch::Receiver<bool>, listener: L) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
+        let (stream, peer) = tokio::select! {
+            accepted = listener.next() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of files, say: the clients that are there will free some.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+            },
+            () = async { let _ = stopped.wait_for(|s| *s).await; } => break,
+        };
+        let router = router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let mut request: Request = request.map(axum::body::Body::new);
+            request.extensions_mut().insert(peer);
+            router.clone().oneshot(request)
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE)
+            .max_headers(64)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a client's connection failed");
+            }
+            drop(slot);
+        });
+    }
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}

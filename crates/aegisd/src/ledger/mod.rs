@@ -1,0 +1,201 @@
+//! The ledger: what the daemon remembers.
+//!
+//! Nothing is written but [`Change`]s, decided upon facts that are read in the same transaction
+//! ([`Ledger::write`]). One thread owns the writing connection and commits in groups: what waits
+//! together is synced together, each decision in a savepoint of its own. Readers have connections
+//! of their own and see only what is durable.
+
+mod facts;
+mod rows;
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use aegis_rules::change::Change;
+use aegis_rules::refusal::Refusal;
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use facts::{Facts, Page};
+
+/// Writes that may wait for the writer; more wait in their tasks.
+const QUEUE: usize = 1024;
+/// Writes that are synced together at most.
+const GROUP: usize = 256;
+/// Idle reading connections that are kept.
+const READERS: usize = 8;
+
+/// The ledger itself failed; never the asker's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SQLite said no.
+    #[error("the ledger failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A row that this program can't have written.
+    #[error("row {id} of table {table} is damaged: {what}")]
+    Damaged {
+        /// Which table.
+        table: &'static str,
+        /// Which row.
+        id: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The ledger is of a newer program.
+    #[error("the ledger has schema {found}, this program knows {known}; use the newer program")]
+    Newer {
+        /// What the file says.
+        found: i64,
+        /// What this program knows.
+        known: i64,
+    },
+    /// The writer has ended.
+    #[error("the ledger's writer has ended")]
+    Closed,
+    /// A group of writes could not be synced.
+    #[error("the ledger could not be synced: {0}")]
+    Commit(String),
+}
+
+/// Why a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A law said no; nothing was written.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The ledger failed; nothing was written.
+    #[error(transparent)]
+    Ledger(#[from] Error),
+}
+
+type Deliver = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
+type Job = Box<dyn FnOnce(&Connection) -> Result<Deliver, Deliver> + Send>;
+
+/// The open ledger.
+pub struct Ledger {
+    path: PathBuf,
+    jobs: mpsc::Sender<Job>,
+    readers: Mutex<Vec<Connection>>,
+    commits: watch::Receiver<u64>,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger file, and starts its writer thread.
+    pub fn open(path: &Path) -> Result<Ledger, Error> {
+        let connection = Connection::open(path)?;
+        store::prepare(&connection)?;
+        let (jobs, mut queue) = mpsc::channel(QUEUE);
+        let (committed, commits) = watch::channel(0);
+        std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || write_all(&connection, &mut queue, &committed))
+            .map_err(|e| Error::Commit(e.to_string()))?;
+        Ok(Ledger { path: path.to_owned(), jobs, readers: Mutex::default(), commits })
+    }
+
+    /// Decides upon facts and writes what was decided, in one transaction that is synced before
+    /// this returns. `actor` is who did it, for the audit trail.
+    pub async fn write<T, F>(&self, actor: &str, decide: F) -> Result<T, WriteError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Facts<'_>) -> Result<(Vec<Change>, T), WriteError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
+        let actor = actor.to_owned();
+        let job: Job = Box::new(move |connection| {
+            let facts = Facts::new(connection);
+            let decided = decide(&facts).and_then(|(changes, value)| {
+                store::apply(connection, &actor, &changes)?;
+                Ok(value)
+            });
+            match decided {
+                Ok(value) => Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
+                    let outcome = match committed {
+                        Ok(()) => Ok(value),
+                        Err(e) => Err(Error::Commit(e.to_string()).into()),
+                    };
+                    // The asker may have left; what was written stays.
+                    let _ = answer.send(outcome);
+                })),
+                Err(error) => Err(Box::new(move |_: Result<(), &rusqlite::Error>| {
+                    let _ = answer.send(Err(error));
+                })),
+            }
+        });
+        self.jobs.send(job).await.map_err(|_| Error::Closed)?;
+        answered.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Reads facts, as of the last sync.
+    pub fn read<T>(&self, look: impl FnOnce(&Facts<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => {
+                let connection = Connection::open(&self.path)?;
+                store::prepare_reader(&connection)?;
+                connection
+            }
+        };
+        let value = look(&Facts::new(&connection));
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < READERS {
+            readers.push(connection);
+        }
+        value
+    }
+
+    /// Counts groups of writes; whoever waits for a condition looks again when it changes.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.clone()
+    }
+}
+
+fn write_all(
+    connection: &Connection,
+    queue: &mut mpsc::Receiver<Job>,
+    committed: &watch::Sender<u64>,
+) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut delivers = Vec::new();
+        let group = || -> rusqlite::Result<()> {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            let mut next = Some(first);
+            while let Some(job) = next.take() {
+                connection.execute_batch("SAVEPOINT one")?;
+                match job(connection) {
+                    Ok(deliver) => {
+                        connection.execute_batch("RELEASE one")?;
+                        delivers.push((true, deliver));
+                    }
+                    Err(deliver) => {
+                        connection.execute_batch("ROLLBACK TO one; RELEASE one")?;
+                        delivers.push((false, deliver));
+                    }
+                }
+                if delivers.len() < GROUP {
+                    next = queue.try_recv().ok();
+                }
+            }
+            connection.execute_batch("COMMIT")
+        };
+        let outcome = group();
+        if let Err(error) = &outcome {
+            tracing::error!(%error, "a group of writes was lost");
+            if !connection.is_autocommit() {
+                let _ = connection.execute_batch("ROLLBACK");
+            }
+        }
+        let wrote = delivers.iter().any(|(wrote, _)| *wrote);
+        if outcome.is_ok() && wrote {
+            committed.send_modify(|n| *n += 1);
+        }
+        for (_, deliver) in delivers {
+            deliver(outcome.as_ref().copied());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

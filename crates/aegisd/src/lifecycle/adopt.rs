@@ -1,0 +1,57 @@
+//! After a start: the ledger against what is there.
+
+use std::collections::HashSet;
+
+use aegis_wire::bounds::KILL_VERIFY_DEADLINE;
+use aegis_wire::words::InstanceId;
+use aegis_wire::worker::{Event, Reap, Request};
+use anyhow::Context as _;
+
+use super::{Lifecycle, steps, worker};
+
+/// Gives every instance its driver, and destroys machines without a record: a record is written
+/// before its machine is made, so one without it can only be left over.
+pub(super) async fn adopt(lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let ctx = &lifecycle.inner.ctx;
+    let run = ctx.config.home.join("run");
+    std::fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+    let instances = ctx.ledger.read(|f| f.instances())?;
+    let known: HashSet<&InstanceId> = instances.iter().map(|i| &i.id).collect();
+    for entry in std::fs::read_dir(&run)? {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().and_then(|n| n.parse::<InstanceId>().ok()) else { continue };
+        if known.contains(&id) {
+            continue;
+        }
+        tracing::warn!(instance = %id, "a machine without a record is destroyed");
+        let ask = Reap {
+            run_dir: ctx.run_dir(&id),
+            cgroup: steps::cgroup(ctx, id.as_str()),
+            disk: Some(ctx.instance_dir(&id).join("disk.img")),
+            deadline_ms: u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX),
+        };
+        match worker::reap(ctx, &ask).await {
+            Ok(reaped) if reaped.remaining.is_empty() => {}
+            Ok(reaped) => tracing::error!(instance = %id, remaining = ?reaped.remaining, "orphan"),
+            Err(error) => tracing::error!(instance = %id, %error, "orphan"),
+        }
+    }
+    for instance in &instances {
+        // Counts must not go down while the driver is on its way: ask the living workers first.
+        if instance.is_live()
+            && let Ok(mut watch) = worker::say(ctx, &instance.id, &Request::Watch).await
+        {
+            let first = async {
+                for _ in 0..2 {
+                    if let Ok(Some(Event::Usage(sample))) = worker::read_line(&mut watch).await {
+                        ctx.meters.note(&instance.id, steps::usage(&sample));
+                        return;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(200), first).await;
+        }
+        lifecycle.knock(&instance.id);
+    }
+    Ok(())
+}

@@ -1,0 +1,364 @@
+//! One instance's task: look, plan, do one step, record, again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_rules::change::Change;
+use aegis_rules::guest::Guest;
+use aegis_rules::instance::{Exit, Fact, Instance, Plan, Seen, Step, Wanted, observe, plan};
+use aegis_rules::kill;
+use aegis_wire::words::{InstanceId, Port, Time};
+use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
+use tokio::sync::Notify;
+
+use super::link::{Link, News};
+use super::{Lifecycle, steps};
+use crate::ctx::{Ctx, Shared};
+use crate::ledger::{Error, Facts, WriteError};
+
+/// A step that fails without a fact is tried again after this.
+const RETRY: Duration = Duration::from_millis(500);
+/// Usage is written at least this often while it grows, milliseconds.
+const USAGE_WRITTEN_EVERY_MS: u64 = 10_000;
+
+/// Who writes: the trail says that it was no person.
+const ACTOR: &str = "aegisd";
+
+/// Drives one instance until it is at rest without a machine.
+pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>) {
+    let mut driver = Driver { lifecycle, id, knock, link: Link::new(), usage_written: Time(0) };
+    loop {
+        match driver.turn().await {
+            Ok(Turn::Again) => {}
+            Ok(Turn::Done) => {
+                if driver.lifecycle.retire(&driver.id, &driver.knock) {
+                    return;
+                }
+            }
+            Err(error) => {
+                let chain = anyhow::Error::from(error);
+                tracing::error!(instance = %driver.id, error = format!("{chain:#}"), "a turn failed");
+                driver.pause(RETRY).await;
+            }
+        }
+    }
+}
+
+struct Driver {
+    lifecycle: Lifecycle,
+    id: InstanceId,
+    knock: Arc<Notify>,
+    link: Link,
+    usage_written: Time,
+}
+
+enum Turn {
+    Again,
+    Done,
+}
+
+impl Driver {
+    fn ctx(&self) -> &Ctx {
+        &self.lifecycle.inner.ctx
+    }
+
+    fn record(&self) -> Result<Option<Instance>, Error> {
+        self.ctx().ledger.read(|f| f.instance(&self.id))
+    }
+
+    async fn turn(&mut self) -> Result<Turn, WriteError> {
+        let Some(instance) = self.record()? else {
+            self.lifecycle.inner.router.close(&self.id);
+            return Ok(Turn::Done);
+        };
+        let ctx = Arc::clone(&self.lifecycle.inner.ctx);
+        let seen = self.link.look(&ctx, &self.id).await;
+        if seen == Seen::Running || seen == Seen::Frozen || seen == Seen::Ended {
+            self.catch_up(&instance, seen).await?;
+        }
+        // Catching up may have changed what is wanted.
+        let Some(instance) = self.record()? else { return Ok(Turn::Again) };
+        match plan(&instance, seen, ctx.now()) {
+            Plan::Do(step) => self.act(&instance, step).await,
+            Plan::WaitUntil(then) => {
+                self.pause(ctx.clock.until(then)).await;
+                Ok(Turn::Again)
+            }
+            Plan::Lost => {
+                let exit = Exit {
+                    code: None,
+                    message: "the machine was lost: its worker ended without a word".to_owned(),
+                    at: ctx.now(),
+                };
+                self.note(Fact::Ended(exit)).await?;
+                Ok(Turn::Again)
+            }
+            Plan::Rest if !instance.is_live() => {
+                self.lifecycle.inner.router.close(&self.id);
+                ctx.meters.forget(&self.id);
+                Ok(Turn::Done)
+            }
+            Plan::Rest => {
+                self.wait().await?;
+                Ok(Turn::Again)
+            }
+        }
+    }
+
+    /// Records what the worker says and the ledger does not know yet.
+    async fn catch_up(&mut self, instance: &Instance, seen: Seen) -> Result<(), WriteError> {
+        match (seen, self.link.state().clone()) {
+            (Seen::Running, MachineState::Running { boot_id }) => {
+                let endpoint = self.open_ports(instance).await?;
+                self.note(Fact::Runs { boot_id, endpoint }).await
+            }
+            (Seen::Frozen, MachineState::Frozen { .. }) => {
+                self.open_ports(instance).await?;
+                if matches!(instance.wanted, Wanted::Paused | Wanted::Frozen) {
+                    self.note(Fact::Froze).await?;
+                }
+                Ok(())
+            }
+            (Seen::Ended, _) => match self.link.ended().cloned() {
+                Some(ended) => self.note_end(&ended).await,
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    async fn note_end(&mut self, ended: &Ended) -> Result<(), WriteError> {
+        self.lifecycle.inner.router.close(&self.id);
+        self.note(Fact::Used(steps::usage(&ended.usage))).await?;
+        self.note(match ended.reason {
+            EndReason::BootFailed => Fact::BootFailed { message: ended.message.clone() },
+            EndReason::Exited | EndReason::Stopped | EndReason::Crashed => Fact::Ended(Exit {
+                code: ended.exit.map(|e| e.code),
+                message: ended.message.clone(),
+                at: ended.at,
+            }),
+        })
+        .await
+    }
+
+    /// Listens on the instance's public ports; chooses and records those that have none yet.
+    /// Returns where the first one answers: for a guest, that of its agent.
+    async fn open_ports(&self, instance: &Instance) -> Result<Option<String>, WriteError> {
+        let router = &self.lifecycle.inner.router;
+        let mut first = None;
+        for expose in &instance.spec.exposes {
+            match router.open(&self.lifecycle.inner.ctx, &self.id, expose).await {
+                Ok(public_port) => {
+                    if expose.public_port != Some(public_port) {
+                        self.note_port(expose.guest_port, public_port).await?;
+                    }
+                    if first.is_none() {
+                        let host = self.ctx().config.ports_bind;
+                        let protocol = expose.protocol.word();
+                        first = Some(format!("{protocol}://{host}:{public_port}"));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(instance = %self.id, port = %expose.guest_port, %error,
+                        "a public port could not be opened");
+                }
+            }
+        }
+        Ok(first)
+    }
+
+    async fn note_port(&self, guest_port: Port, public_port: Port) -> Result<(), WriteError> {
+        let id = self.id.clone();
+        let change = Change::InstancePort { id, guest_port, public_port };
+        self.ctx().ledger.write(ACTOR, move |_| Ok((vec![change], ()))).await
+    }
+
+    /// Acts, unless the instance is wanted gone meanwhile; records what came of it.
+    async fn act(&mut self, instance: &Instance, step: Step) -> Result<Turn, WriteError> {
+        let ctx = Arc::clone(&self.lifecycle.inner.ctx);
+        tracing::debug!(instance = %self.id, ?step, "step");
+        let knock = Arc::clone(&self.knock);
+        let interrupt = wanted_gone(Arc::clone(&ctx), self.id.clone(), knock, instance.wanted);
+        match step {
+            Step::Launch => {
+                let launched = steps::launch(&ctx, instance).await;
+                match launched {
+                    Ok(connection) => self.link.launched(connection),
+                    Err(error) => {
+                        let message = format!("{:#}", anyhow::Error::from(error));
+                        self.note(Fact::BootFailed { message }).await?;
+                    }
+                }
+            }
+            Step::Freeze => {
+                let done = tokio::select! {
+                    done = steps::freeze(&ctx, instance) => done,
+                    () = interrupt => return Ok(Turn::Again),
+                };
+                self.settle(step, done.map(|()| Fact::Froze)).await?;
+            }
+            Step::Thaw => {
+                let done = tokio::select! {
+                    done = steps::thaw(&ctx, instance) => done,
+                    () = interrupt => return Ok(Turn::Again),
+                };
+                if let Err(error) = done {
+                    self.failed(step, &error).await;
+                } else {
+                    // The worker says `running` on the watch; look there before planning again.
+                    self.link.clear();
+                }
+            }
+            Step::Shutdown => {
+                let done = tokio::select! {
+                    done = steps::shutdown(&ctx, instance) => done,
+                    () = interrupt => return Ok(Turn::Again),
+                };
+                if let Err(error) = done {
+                    // By force, then: what is left without a worker is cleared.
+                    tracing::warn!(instance = %self.id, %error, "no orderly end");
+                    let cleared = steps::clear(&ctx, instance).await;
+                    self.link.clear();
+                    self.settle(step, cleared).await?;
+                } else {
+                    self.link.clear();
+                }
+            }
+            Step::Clear => {
+                self.lifecycle.inner.router.close(&self.id);
+                let cleared = steps::clear(&ctx, instance).await;
+                self.link.clear();
+                self.settle(step, cleared).await?;
+            }
+            Step::Destroy => {
+                self.lifecycle.inner.router.close(&self.id);
+                let destroyed = steps::destroy(&ctx, instance).await;
+                self.link.clear();
+                let unproven = matches!(&destroyed, Ok(Fact::Destroyed { remaining, .. }) if !remaining.is_empty());
+                self.settle(step, destroyed).await?;
+                if unproven {
+                    self.pause(RETRY).await;
+                }
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    async fn settle(
+        &mut self,
+        step: Step,
+        done: Result<Fact, super::WorkerError>,
+    ) -> Result<(), WriteError> {
+        match done {
+            Ok(fact) => self.note(fact).await,
+            Err(error) => {
+                self.failed(step, &error).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn failed(&mut self, step: Step, error: &super::WorkerError) {
+        tracing::warn!(instance = %self.id, ?step, %error, "a step failed; it is tried again");
+        // Whatever was known of the machine is to be looked at again.
+        self.link.clear();
+        self.pause(RETRY).await;
+    }
+
+    /// Waits for a knock or the worker's next word, and records the word.
+    async fn wait(&mut self) -> Result<(), WriteError> {
+        let news = tokio::select! {
+            () = self.knock.notified() => return Ok(()),
+            news = self.link.news() => news,
+        };
+        match news {
+            News::Event(Event::Usage(sample)) => {
+                let usage = steps::usage(&sample);
+                self.ctx().meters.note(&self.id, usage);
+                let now = self.ctx().now();
+                if now.since(self.usage_written).0 >= USAGE_WRITTEN_EVERY_MS
+                    || self.passes_limit()?
+                {
+                    self.usage_written = now;
+                    self.note(Fact::Used(usage)).await?;
+                }
+                Ok(())
+            }
+            // The next turn catches up with it.
+            News::Event(Event::State(_)) | News::Lost => Ok(()),
+        }
+    }
+
+    /// Whether the live sample passes a limit that was not noted yet.
+    fn passes_limit(&self) -> Result<bool, Error> {
+        let live = self.ctx().meters.get(&self.id);
+        let now = self.ctx().now();
+        self.ctx().ledger.read(|f| {
+            let Some(instance) = f.instance(&self.id)? else { return Ok(false) };
+            let Some(guest) = guest_of(f, &instance)? else { return Ok(false) };
+            let total = guest.usage(std::iter::once(instance.usage_past.and(live)));
+            Ok(!aegis_rules::guest::note_violations(&guest, &total, now).is_empty())
+        })
+    }
+
+    async fn pause(&self, most: Duration) {
+        // A knock ends the wait: a wish may have changed.
+        let _ = tokio::time::timeout(most, self.knock.notified()).await;
+    }
+
+    /// Records a fact: what it changes is for the rules.
+    async fn note(&self, fact: Fact) -> Result<(), WriteError> {
+        let (id, now) = (self.id.clone(), self.ctx().now());
+        self.ctx()
+            .ledger
+            .write(ACTOR, move |facts| {
+                let Some(instance) = facts.instance(&id)? else { return Ok((vec![], ())) };
+                let guest = guest_of(facts, &instance)?;
+                let mut changes = observe(&instance, guest.as_ref(), fact, now);
+                if let Some(guest) = guest {
+                    close_kill(facts, guest, &mut changes)?;
+                }
+                Ok((changes, ()))
+            })
+            .await
+    }
+}
+
+fn guest_of(facts: &Facts<'_>, instance: &Instance) -> Result<Option<Guest>, Error> {
+    match &instance.guest {
+        Some(id) => facts.guest(id),
+        None => Ok(None),
+    }
+}
+
+/// When the last machine of a killed guest is proven gone, the receipt is written with that proof.
+fn close_kill(facts: &Facts<'_>, mut guest: Guest, changes: &mut Vec<Change>) -> Result<(), Error> {
+    if !changes.iter().any(|c| matches!(c, Change::InstanceDestroyed { .. })) {
+        return Ok(());
+    }
+    let mut machines = facts.instances_of(&guest.id)?;
+    for change in &*changes {
+        guest.apply(change);
+        for machine in &mut machines {
+            if change.subject().id() == machine.id.as_str() {
+                machine.apply(change);
+            }
+        }
+    }
+    changes.extend(kill::close(&guest, &machines).unwrap_or_default());
+    Ok(())
+}
+
+/// Completes when the instance is wanted gone; knocks that mean something else wait for the step.
+async fn wanted_gone(ctx: Shared, id: InstanceId, knock: Arc<Notify>, was: Wanted) {
+    let mut commits = ctx.ledger.commits();
+    while was != Wanted::Gone && commits.changed().await.is_ok() {
+        let now = ctx.ledger.read(|f| f.instance(&id));
+        if matches!(now, Ok(Some(i)) if i.wanted == Wanted::Gone) {
+            // The knock that came with it is looked at in the next turn.
+            knock.notify_one();
+            return;
+        }
+    }
+    std::future::pending().await
+}

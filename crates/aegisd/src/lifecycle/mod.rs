@@ -1,0 +1,87 @@
+//! From what is wanted to what is: one driver task per instance, woken by level, not by message.
+//!
+//! ```text
+//! ledger (wanted) ─┐
+//!                  ├─▶ rules::instance::plan ─▶ one step ─▶ fact ─▶ ledger ─▶ again
+//! worker (seen)  ──┘
+//! ```
+//! A knock carries nothing and may be lost or doubled: the driver looks for itself. A kill is just
+//! another wish, but it cancels the step that runs.
+
+mod adopt;
+mod driver;
+mod link;
+mod steps;
+mod sweep;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aegis_wire::words::InstanceId;
+use tokio::sync::Notify;
+
+use crate::ctx::Shared;
+use crate::router::Router;
+
+pub use sweep::sweep;
+pub use worker::{WorkerError, exec, open_port, probe};
+
+/// Wakes drivers; cheap to clone.
+#[derive(Clone)]
+pub struct Lifecycle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ctx: Shared,
+    router: Router,
+    drivers: Mutex<HashMap<InstanceId, Arc<Notify>>>,
+}
+
+impl Lifecycle {
+    /// A lifecycle without any driver yet.
+    pub fn new(ctx: Shared, router: Router) -> Lifecycle {
+        Lifecycle { inner: Arc::new(Inner { ctx, router, drivers: Mutex::default() }) }
+    }
+
+    /// Has the instance looked at, soon.
+    pub fn knock(&self, id: &InstanceId) {
+        let mut drivers = self.lock();
+        if let Some(driver) = drivers.get(id) {
+            driver.notify_one();
+            return;
+        }
+        let knock = Arc::new(Notify::new());
+        drivers.insert(id.clone(), Arc::clone(&knock));
+        drop(drivers);
+        tokio::spawn(driver::run(self.clone(), id.clone(), knock));
+    }
+
+    /// After a start: every instance that is not at rest gets its driver, what has no record is
+    /// destroyed. Returns when all living machines have told their state and usage.
+    pub async fn adopt(&self) -> anyhow::Result<()> {
+        adopt::adopt(self).await
+    }
+
+    /// How many drivers run.
+    pub fn drivers(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Ends a driver's entry unless someone knocked since it looked last.
+    fn retire(&self, id: &InstanceId, knock: &Notify) -> bool {
+        let mut drivers = self.lock();
+        // A stored permit means a knock that was not looked at; holding the lock, no new one comes.
+        let mut pending = std::pin::pin!(knock.notified());
+        if pending.as_mut().enable() {
+            return false;
+        }
+        drivers.remove(id);
+        true
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Arc<Notify>>> {
+        self.inner.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,149 @@
+//! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
+//! holds no policy: what a fact means is for the rules.
+
+use aegis_rules::instance::{Fact, Instance};
+use aegis_wire::bounds::{
+    GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
+    WORKER_GENERATION,
+};
+use aegis_wire::channel::Run;
+use aegis_wire::words::{DurationMs, Usage};
+use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
+
+use super::worker::{self, Connection, WorkerError};
+use crate::ctx::Ctx;
+use crate::keys;
+
+/// Name of the cgroup of an instance: homes do not meet.
+pub(super) fn cgroup(ctx: &Ctx, instance: &str) -> String {
+    let home = keys::hash(&ctx.config.home.to_string_lossy());
+    format!("aegis/{}/{instance}", aegis_rules::audit::hex(&home.0[..4]))
+}
+
+/// A worker's sample as the rules count.
+pub(super) fn usage(sample: &Sample) -> Usage {
+    Usage {
+        cpu_ns: sample.cpu_ns,
+        memory_peak_bytes: sample.memory_peak_bytes,
+        disk_bytes: sample.disk_bytes,
+        uptime: DurationMs(sample.uptime_ms),
+        ..Usage::default()
+    }
+}
+
+/// Starts a worker and says launch; what follows on the connection is its watch.
+pub(super) async fn launch(ctx: &Ctx, instance: &Instance) -> Result<Connection, WorkerError> {
+    let program = |e: std::io::Error| WorkerError::Program(e.to_string());
+    let spec = &instance.spec;
+    let dir = ctx.instance_dir(&instance.id);
+    let log_dir = dir.join("logs");
+    std::fs::create_dir_all(&log_dir).map_err(program)?;
+    let machines = &ctx.config.machines;
+    let launch = Launch {
+        generation: WORKER_GENERATION,
+        instance_id: instance.id.clone(),
+        golden: Golden {
+            dir: ctx.config.home.join("golden"),
+            qemu: machines.qemu.clone(),
+            kernel: machines.kernel.clone(),
+            modules: machines.modules.clone(),
+            harness: machines.programs.join("aegis-harness"),
+            base: image(ctx, spec.image.as_str())?,
+            vcpus: spec.cpu.vcpus(),
+            memory: spec.memory,
+            accel: machines.accel,
+        },
+        cpu: spec.cpu,
+        disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
+        cgroup: cgroup(ctx, instance.id.as_str()),
+        require_limits: machines.require_limits,
+        hostname: hostname(instance),
+        boot_id: keys::uuid().map_err(program)?,
+        run: Run {
+            command: spec.command.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
+            capability_token: None,
+            authorized_key: spec.authorized_key.clone(),
+        },
+        await_port: spec.await_port.map(|p| p.get()),
+        log_dir,
+    };
+    worker::start(ctx, &instance.id).map_err(program)?;
+    worker::say(ctx, &instance.id, &Request::Launch(Box::new(launch))).await
+}
+
+fn image(ctx: &Ctx, name: &str) -> Result<std::path::PathBuf, WorkerError> {
+    let base = ctx.config.home.join("images").join(name).join("base.erofs");
+    if name.contains('/') || !base.exists() {
+        return Err(WorkerError::Program(format!(
+            "there is no image {name} on this host; `aegis setup` makes the image base"
+        )));
+    }
+    Ok(base)
+}
+
+/// A host name has at most 63 of letters, digits and `-`.
+fn hostname(instance: &Instance) -> String {
+    let name: String = instance
+        .name()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+        .take(63)
+        .collect();
+    name.trim_matches('-').to_owned()
+}
+
+pub(super) async fn freeze(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+    worker::ask(ctx, &instance.id, &Request::Freeze, RPC_DEADLINE).await.map(drop)
+}
+
+pub(super) async fn thaw(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+    worker::ask(ctx, &instance.id, &Request::Thaw, RPC_DEADLINE).await.map(drop)
+}
+
+/// Ends the machine in order. What it leaves is cleared by the next step.
+pub(super) async fn shutdown(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+    let grace_ms = u64::try_from(GUEST_STOP_GRACE.as_millis()).unwrap_or(u64::MAX);
+    worker::ask(ctx, &instance.id, &Request::Stop { grace_ms }, HOST_STOP_DEADLINE).await.map(drop)
+}
+
+/// Removes what an ended machine left, but its disk.
+pub(super) async fn clear(ctx: &Ctx, instance: &Instance) -> Result<Fact, WorkerError> {
+    let reaped = reap(ctx, instance, false).await?;
+    if !reaped.remaining.is_empty() {
+        return Err(WorkerError::Program(format!("reap: {}", reaped.remaining.join("; "))));
+    }
+    Ok(Fact::Cleared { usage: reaped.usage.as_ref().map(usage) })
+}
+
+/// Freezes, destroys, proves. The freeze is short and best effort: what can't be frozen in time is
+/// destroyed all the same.
+pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, WorkerError> {
+    let frozen =
+        worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
+    let frozen_at = frozen.then(|| ctx.now());
+    let reaped = reap(ctx, instance, true).await?;
+    if reaped.remaining.is_empty() && instance.guest.is_none() {
+        // The record goes too, so nobody could ask for its logs.
+        let _ = std::fs::remove_dir_all(ctx.instance_dir(&instance.id));
+    }
+    Ok(Fact::Destroyed {
+        frozen_at,
+        usage: reaped.usage.as_ref().map(usage),
+        verified: reaped.verified,
+        remaining: reaped.remaining,
+    })
+}
+
+async fn reap(ctx: &Ctx, instance: &Instance, disk: bool) -> Result<Reaped, WorkerError> {
+    let deadline_ms = u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    let ask = Reap {
+        run_dir: ctx.run_dir(&instance.id),
+        cgroup: cgroup(ctx, instance.id.as_str()),
+        disk: disk.then(|| ctx.instance_dir(&instance.id).join("disk.img")),
+        deadline_ms,
+    };
+    worker::reap(ctx, &ask).await
+}

@@ -1,0 +1,205 @@
+//! Speaking to `aegis-worker`: starting one, its socket, and its one-shot programs. Everything that
+//! comes back is read with bounds.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LINE_MAX};
+use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::rpc::RpcError;
+use aegis_wire::words::InstanceId;
+use aegis_wire::worker::{Probe, Reap, Reaped, Reply, Request, run_dir};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::UnixStream;
+use tokio::process::Command;
+
+use crate::ctx::Ctx;
+
+/// Largest output of a one-shot program.
+const REPORT_MAX: u64 = 1024 * 1024;
+/// What a reap may take beyond the deadline that it was given.
+const REAP_MARGIN: Duration = Duration::from_secs(5);
+
+/// Why a worker did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No worker, or it went away.
+    #[error("the machine's worker does not answer")]
+    Gone(#[source] io::Error),
+    /// It said no.
+    #[error("{0}")]
+    Refused(RpcError),
+    /// It did not answer in time.
+    #[error("the machine's worker did not answer within {}s", .0.as_secs_f32())]
+    Deadline(Duration),
+    /// It could not be started, or ended without a report.
+    #[error("aegis-worker failed: {0}")]
+    Program(String),
+}
+
+pub(super) type Connection = BufReader<UnixStream>;
+
+/// Connects to a machine's worker and says one request.
+pub(super) async fn say(
+    ctx: &Ctx,
+    id: &InstanceId,
+    request: &Request,
+) -> Result<Connection, WorkerError> {
+    let socket = ctx.run_dir(id).join(run_dir::SOCKET);
+    let mut stream = UnixStream::connect(&socket).await.map_err(WorkerError::Gone)?;
+    let mut line =
+        serde_json::to_vec(request).map_err(|e| WorkerError::Gone(io::Error::other(e)))?;
+    line.push(b'\n');
+    stream.write_all(&line).await.map_err(WorkerError::Gone)?;
+    Ok(BufReader::new(stream))
+}
+
+/// Reads one line of at most [`WORKER_LINE_MAX`] bytes; `None` at the end.
+pub(super) async fn read_line<R, T>(from: &mut R) -> io::Result<Option<T>>
+where
+    R: AsyncBufRead + Unpin,
+    T: DeserializeOwned,
+{
+    let mut line = Vec::new();
+    let n = from.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    if n == 0 || line.last() != Some(&b'\n') {
+        return Ok(None);
+    }
+    serde_json::from_slice(&line)
+        .map(Some)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Says a request that is answered by one [`Reply`].
+pub(super) async fn ask(
+    ctx: &Ctx,
+    id: &InstanceId,
+    request: &Request,
+    deadline: Duration,
+) -> Result<Connection, WorkerError> {
+    let work = async {
+        let mut connection = say(ctx, id, request).await?;
+        let reply: Option<Reply> = read_line(&mut connection).await.map_err(WorkerError::Gone)?;
+        match reply {
+            Some(Reply { ok: true, .. }) => Ok(connection),
+            Some(Reply { error: Some(error), .. }) => Err(WorkerError::Refused(error)),
+            _ => Err(WorkerError::Gone(io::ErrorKind::UnexpectedEof.into())),
+        }
+    };
+    tokio::time::timeout(deadline, work).await.map_err(|_| WorkerError::Deadline(deadline))?
+}
+
+/// Runs a command in a machine; what follows on the connection is its NDJSON.
+pub async fn exec(
+    ctx: &Ctx,
+    id: &InstanceId,
+    exec_id: String,
+    start: ExecStart,
+) -> Result<Connection, WorkerError> {
+    say(ctx, id, &Request::Exec { exec_id, start }).await
+}
+
+/// Opens a TCP port of a machine; what follows on the connection are its bytes.
+pub async fn open_port(ctx: &Ctx, id: &InstanceId, port: u16) -> Result<Connection, WorkerError> {
+    ask(ctx, id, &Request::Port { port }, RPC_DEADLINE).await
+}
+
+/// Starts a worker in a fresh run directory, listening; the caller then connects and says launch.
+pub(super) fn start(ctx: &Ctx, id: &InstanceId) -> io::Result<()> {
+    let dir = ctx.run_dir(id);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(run_dir::LOCK))?;
+    let socket = dir.join(run_dir::SOCKET);
+    // The listener is made here and inherited: there is no moment in which a started worker does
+    // not listen, so nobody has to wait for it.
+    let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join(run_dir::LOG))?;
+    let mut child = Command::new(program(ctx));
+    child
+        .arg("machine")
+        .arg(&dir)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log))
+        .process_group(0)
+        .kill_on_drop(false);
+    // Dropped on purpose: the worker outlives this process; the runtime reaps it when it ends.
+    drop(child.spawn()?);
+    Ok(())
+}
+
+/// Removes what a machine had and reports what is proven gone.
+pub(super) async fn reap(ctx: &Ctx, ask: &Reap) -> Result<Reaped, WorkerError> {
+    let deadline = Duration::from_millis(ask.deadline_ms) + REAP_MARGIN;
+    one_shot(&program(ctx), "reap", Some(ask), deadline).await
+}
+
+/// Asks what this host can do for machines.
+pub async fn probe(program: &Path) -> Result<Probe, WorkerError> {
+    one_shot::<(), Probe>(program, "probe", None, RPC_DEADLINE).await
+}
+
+fn program(ctx: &Ctx) -> std::path::PathBuf {
+    ctx.config.machines.programs.join("aegis-worker")
+}
+
+async fn one_shot<I: Serialize, O: DeserializeOwned>(
+    program: &Path,
+    verb: &str,
+    input: Option<&I>,
+    deadline: Duration,
+) -> Result<O, WorkerError> {
+    let failed = |e: &dyn std::fmt::Display| WorkerError::Program(format!("{verb}: {e}"));
+    let mut child = Command::new(program)
+        .arg(verb)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(|e| failed(&format!("{}: {e}", program.display())))?;
+    let work = async {
+        let stdin = child.stdin.take();
+        if let (Some(input), Some(mut stdin)) = (input, stdin) {
+            let bytes = serde_json::to_vec(input).map_err(|e| failed(&e))?;
+            stdin.write_all(&bytes).await.map_err(|e| failed(&e))?;
+        }
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let read = async {
+            if let Some(stdout) = stdout {
+                stdout.take(REPORT_MAX).read_to_end(&mut out).await?;
+            }
+            io::Result::Ok(())
+        };
+        let read_errors = async {
+            if let Some(stderr) = stderr {
+                stderr.take(REPORT_MAX).read_to_end(&mut err).await?;
+            }
+            io::Result::Ok(())
+        };
+        let (a, b) = tokio::join!(read, read_errors);
+        a.and(b).map_err(|e| failed(&e))?;
+        child.wait().await.map_err(|e| failed(&e))?;
+        serde_json::from_slice(&out).map_err(|_| {
+            let words = String::from_utf8_lossy(&err);
+            failed(&words.lines().last().unwrap_or("it gave no report"))
+        })
+    };
+    tokio::time::timeout(deadline, work).await.map_err(|_| WorkerError::Deadline(deadline))?
+}
