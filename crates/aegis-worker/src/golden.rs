@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! golden/KEY/lock          held while somebody looks for a keeper or starts one
+//! golden/KEY/build         held by a keeper until it listens, also when its starter is dead
 //! golden/KEY/keeper.sock   the keeper hands out (memory, state) here
 //! golden/KEY/failed        why the last keeper could not start; those who waited read it
 //! golden/KEY/mem, state, snapshot.json     so that the next keeper needs no boot
@@ -106,7 +107,7 @@ pub async fn obtain(golden: &Golden, place: &Place) -> anyhow::Result<(Lease, Go
         .mode(0o700)
         .create(&place.directory)
         .with_context(|| format!("can't make {}", place.directory.display()))?;
-    let lock = tokio::time::timeout(START_DEADLINE, lock(place.directory.clone()))
+    let lock = tokio::time::timeout(START_DEADLINE, lock(place.directory.clone(), "lock"))
         .await
         .context("another worker still makes the golden snapshot")??;
     // Whoever had the lock before may have done the work.
@@ -132,7 +133,7 @@ pub async fn obtain(golden: &Golden, place: &Place) -> anyhow::Result<(Lease, Go
 }
 
 /// Asks the keeper; `None` when there is none.
-async fn ask_keeper(directory: &Path) -> anyhow::Result<Option<Lease>> {
+pub async fn ask_keeper(directory: &Path) -> anyhow::Result<Option<Lease>> {
     let Ok(at) = File::open(directory) else { return Ok(None) };
     // By the directory's descriptor: a socket's own path may have no more than 107 bytes.
     let path = Path::new(&sys::fd_path(&at)).join(keeper::SOCKET);
@@ -177,10 +178,10 @@ async fn receive(stream: &UnixStream) -> io::Result<Snapshot> {
         .await
 }
 
-/// Takes the lock of a snapshot's directory, however long its holder needs.
-async fn lock(directory: PathBuf) -> anyhow::Result<File> {
+/// Takes a lock of a snapshot's directory, however long its holder needs.
+pub async fn lock(directory: PathBuf, name: &'static str) -> anyhow::Result<File> {
     tokio::task::spawn_blocking(move || {
-        let path = directory.join("lock");
+        let path = directory.join(name);
         loop {
             let file = File::options().create(true).append(true).open(&path)?;
             rustix::fs::flock(&file, FlockOperation::LockExclusive)?;

@@ -57,7 +57,9 @@ pub async fn run() -> anyhow::Result<()> {
     };
     // Whoever started us may be gone; the snapshot is here all the same.
     let _ = io::stdout().write_all(&lines::line(&said)?).and_then(|()| io::stdout().flush());
-    let (place, snapshot, listener, built) = started?;
+    let Some((place, snapshot, listener, built)) = started? else {
+        return Ok(());
+    };
     let snapshot = Arc::new(snapshot);
     if built {
         let (directory, snapshot) = (place.directory.clone(), Arc::clone(&snapshot));
@@ -70,11 +72,17 @@ pub async fn run() -> anyhow::Result<()> {
     serve(&place.directory, listener, snapshot).await
 }
 
-async fn start() -> anyhow::Result<(Place, Snapshot, UnixListener, bool)> {
+/// Loads or builds the snapshot and listens; `None` when another keeper does so already.
+async fn start() -> anyhow::Result<Option<(Place, Snapshot, UnixListener, bool)>> {
     let mut spec = Vec::new();
     io::stdin().take(WORKER_LINE_MAX as u64).read_to_end(&mut spec)?;
     let golden: Golden = serde_json::from_slice(&spec).context("no golden spec on stdin")?;
     let place = golden::place(&golden)?;
+    // The starter's lock ends with the starter; two builds side by side would only be slow.
+    let _building = golden::lock(place.directory.clone(), "build").await?;
+    if golden::ask_keeper(&place.directory).await?.is_some() {
+        return Ok(None);
+    }
     let loaded = snapshot::load(&place.directory, place.shape).unwrap_or_else(|error| {
         tracing::warn!(error = format!("{error:#}"), "the stored snapshot can't be loaded");
         None
@@ -86,7 +94,7 @@ async fn start() -> anyhow::Result<(Place, Snapshot, UnixListener, bool)> {
     let now = golden::place(&golden)?;
     anyhow::ensure!(now.key == place.key, "its files changed while it was made; try again");
     let listener = bind(&place.directory)?;
-    Ok((place, snapshot, listener, built))
+    Ok(Some((place, snapshot, listener, built)))
 }
 
 fn bind(directory: &Path) -> anyhow::Result<UnixListener> {
