@@ -8,9 +8,11 @@ use aegis_rules::guest::Guest;
 use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::{Create, InstanceShape};
+use aegis_wire::worker::Reply;
 use aegis_wire::words::{Handle, InstanceId, Limits, Tree};
-use tokio::io::BufReader;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 
 use super::{App, Error, Host, instance_not_found};
@@ -228,7 +230,7 @@ pub struct Exec {
 pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Exec, Error> {
     let id = write_verb(app, name, Verb::Exec).await?;
     let mut commits = app.ctx.ledger.commits();
-    let running = async {
+    let started = async {
         loop {
             let now = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
             if now.wanted != Wanted::Running {
@@ -237,16 +239,30 @@ pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Ex
                 let message = format!("the machine ended before the command ran: {ended}");
                 return Err(Error::Refused(Refusal::new(Code::InstanceState, message)));
             }
-            if now.state == InstanceState::Running || commits.changed().await.is_err() {
-                return Ok(());
+            if now.state == InstanceState::Running {
+                let exec_id = keys::uuid()?;
+                let mut lines =
+                    lifecycle::exec(&app.ctx, &id, exec_id.clone(), start.clone()).await?;
+                if !still_frozen(&mut lines).await? {
+                    return Ok(Exec { instance: id.clone(), exec_id, lines });
+                }
+                // Asked while it was about to be frozen and then thawed: that is recorded soon.
+            }
+            if commits.changed().await.is_err() {
+                return Err(ledger::Error::Closed.into());
             }
         }
     };
-    tokio::time::timeout(EXEC_WAIT, running).await.map_err(|_| {
+    tokio::time::timeout(EXEC_WAIT, started).await.map_err(|_| {
         let message = format!("the machine did not run within {}s", EXEC_WAIT.as_secs());
         Error::Refused(Refusal::new(Code::InstanceState, message))
-    })??;
-    let exec_id = keys::uuid()?;
-    let lines = lifecycle::exec(&app.ctx, &id, exec_id.clone(), start).await?;
-    Ok(Exec { instance: id, exec_id, lines })
+    })?
+}
+
+/// Whether the worker refuses because its machine does not run at this instant. Nothing is taken
+/// out of the stream.
+async fn still_frozen(lines: &mut BufReader<UnixStream>) -> Result<bool, Error> {
+    let begin = lines.fill_buf().await?;
+    let reply = serde_json::from_slice::<Reply>(begin.trim_ascii_end());
+    Ok(matches!(reply, Ok(Reply { error: Some(error), .. }) if error.code == CODE_CONFLICT))
 }

@@ -195,6 +195,8 @@ impl Driver {
                     done = steps::freeze(&ctx, instance) => done,
                     () = interrupt => return Ok(Turn::Again),
                 };
+                // What the watch said last is of before: look anew.
+                self.link.clear();
                 self.settle(step, done.map(|()| Fact::Froze)).await?;
             }
             Step::Thaw => {
