@@ -90,9 +90,14 @@ async fn a_friend_is_in_a_real_vm_and_the_host_ends_it() {
     let short = json!({"resourceLimits":
         {"maxCpuCores": 1, "maxMemoryMB": 256, "maxDiskGB": 0.5, "maxDurationHours": 0.001}});
     let guest = house.guest(short).await;
-    house.until("it is gone", async |h: &House| h.run_dirs().is_empty().then_some(())).await;
     let token = guest["authToken"].as_str().unwrap();
-    house.host("GET", &format!("/couch/status?token={token}"), json!(null)).await.expect(404);
+    let path = format!("/couch/status?token={token}");
+    house
+        .until("its token is dead", async |h: &House| {
+            (h.host("GET", &path, json!(null)).await.status == 404).then_some(())
+        })
+        .await;
+    house.until("it is gone", async |h: &House| h.run_dirs().is_empty().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
