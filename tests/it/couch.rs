@@ -9,17 +9,16 @@ use serde_json::{Value, json};
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seeds_own_curl_lines() {
     let house = House::new("provisioner = \"manual\"", &["--no-auth"]).await;
-    let script = format!(
+    let script =
         r#"set -e
-invite=$(curl -s -X POST http://ADDR/couch/invites -H "Content-Type: application/json" -d '{{"createdBy":"noah","label":"test"}}')
+invite=$(curl -s -X POST http://ADDR/couch/invites -H "Content-Type: application/json" -d '{"createdBy":"noah","label":"test"}')
 code=$(echo "$invite" | sed 's/.*"code":"\([^"]*\)".*/\1/')
-guest=$(curl -s -X POST http://ADDR/couch/redeem -H "Content-Type: application/json" -d "{{\"code\":\"$code\", \"name\":\"guest-1\"}}")
+guest=$(curl -s -X POST http://ADDR/couch/redeem -H "Content-Type: application/json" -d "{\"code\":\"$code\", \"name\":\"guest-1\"}")
 token=$(echo "$guest" | sed 's/.*"authToken":"\([^"]*\)".*/\1/')
 id=$(echo "$guest" | sed 's/.*"guestId":"\([^"]*\)".*/\1/')
 curl -s "http://ADDR/couch/status?token=$token"; echo
 curl -s http://ADDR/couch/guests; echo
 curl -s -X DELETE http://ADDR/couch/guests/$id"#
-    )
     .replace("ADDR", &house.address().replace("127.0.0.1", "localhost"));
     let out = Command::new("sh").arg("-c").arg(script).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
@@ -65,7 +64,10 @@ async fn every_row_of_the_routes() {
 
     let gid = guest["guestId"].as_str().unwrap();
     let at = |verb: &str| format!("/couch/guests/{gid}/{verb}");
-    house.host("POST", &at("activate"), json!({"vmId": "", "agentEndpoint": "x"})).await.expect(400);
+    house
+        .host("POST", &at("activate"), json!({"vmId": "", "agentEndpoint": "x"}))
+        .await
+        .expect(400);
     house.host("POST", &at("freeze"), json!(null)).await.expect(400);
     let live = json!({"vmId": "vm-1", "agentEndpoint": "http://10.0.0.1:1"});
     let active = house.host("POST", &at("activate"), live.clone()).await.expect(200);

@@ -74,6 +74,6 @@ async fn nothing_acknowledged_is_lost_and_no_machine_leaks() {
                 (dirs.len() == 1).then_some(dirs)
             })
             .await;
-        assert_eq!(only_steady, [vm.clone()]);
+        assert_eq!(only_steady, std::slice::from_ref(&vm));
     }
 }

@@ -16,10 +16,9 @@ async fn a_friend_is_in_a_real_vm_and_the_host_ends_it() {
 
     let (code, out, err) = house.sh(vm, "uname -r; nproc; hostname; echo oops >&2; exit 7").await;
     assert_eq!((code, err.as_str()), (7, "oops\n"));
-    let outside = String::from_utf8(
-        std::process::Command::new("uname").arg("-r").output().unwrap().stdout,
-    )
-    .unwrap();
+    let outside =
+        String::from_utf8(std::process::Command::new("uname").arg("-r").output().unwrap().stdout)
+            .unwrap();
     let lines: Vec<&str> = out.lines().collect();
     assert_ne!(lines[0], outside.trim());
     assert_eq!(lines[1], "1");
@@ -27,7 +26,8 @@ async fn a_friend_is_in_a_real_vm_and_the_host_ends_it() {
     // The disk has the promised size, and is full inside before it is outside.
     let (_, out, _) = house.sh(vm, "cat /sys/block/*/ro /sys/block/*/size").await;
     assert!(out.lines().any(|l| l == (500_000_000u64 / 4096 * 8).to_string()), "{out}");
-    let (code, _, err) = house.sh(vm, "dd if=/dev/zero of=/root/x bs=1M count=600; rm /root/x").await;
+    let (code, _, err) =
+        house.sh(vm, "dd if=/dev/zero of=/root/x bs=1M count=600; rm /root/x").await;
     assert!(err.contains("No space left on device"), "{code} {err}");
 
     // The agent's endpoint answers through the channel.
@@ -58,10 +58,8 @@ async fn a_friend_is_in_a_real_vm_and_the_host_ends_it() {
     let bomb = json!({"command": ["sh", "-c",
         "b() { b | b & }; b; python3 -c 'x = bytearray(10**9)'; sleep 60"], "timeout_secs": 30});
     let path = format!("/v1/instances/{vm}/exec");
-    let bombing = tokio::time::timeout(
-        std::time::Duration::from_secs(2),
-        house.host("POST", &path, bomb),
-    );
+    let bombing =
+        tokio::time::timeout(std::time::Duration::from_secs(2), house.host("POST", &path, bomb));
     assert!(bombing.await.is_err(), "the bomb still burns");
     house.host("GET", "/v1/status", json!(null)).await.expect(200);
 

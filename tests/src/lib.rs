@@ -289,7 +289,12 @@ fn aegis_home_hash(home: &Path) -> String {
         .flatten()
         .find_map(|e| std::fs::read_to_string(e.path().join("machine.json")).ok())
         .unwrap_or_default();
-    record.split("aegis/").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or("none").to_owned()
+    record
+        .split("aegis/")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or("none")
+        .to_owned()
 }
 
 async fn send<S>(

@@ -10,8 +10,8 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::ExecStart;
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::{Create, InstanceShape};
-use aegis_wire::worker::Reply;
 use aegis_wire::words::{Handle, InstanceId, Limits, Tree};
+use aegis_wire::worker::Reply;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 
