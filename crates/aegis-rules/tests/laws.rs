@@ -3,6 +3,8 @@
 //! The world is what the ledger is: records that change only by [`Change`]s. The machines are a
 //! model: what a step does to them is done, or not done, when the "daemon" crashes.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 
 use aegis_rules::change::Change;
@@ -56,8 +58,7 @@ struct World {
 impl World {
     fn new() -> World {
         let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
-        let mut limits = Limits::default();
-        limits.duration = DurationMs(2 * HOUR);
+        let limits = Limits { duration: DurationMs(2 * HOUR), ..Limits::default() };
         let create = invite::Create {
             created_by: "noah".parse().unwrap(),
             label: None,
