@@ -1,7 +1,7 @@
 //! One real machine through its worker: launch, exec, freeze, thaw, stop, start again, reap.
 //!
-//! Needs a directory with `kernel/vmlinux`, `kernel/modules`, `base.erofs` and `aegis-harness`, named
-//! by `AEGIS_TEST_ASSETS`; `make test` provides it.
+//! Needs `AEGIS_TEST_ASSETS`, laid out as a home (kernel, base image), and the harness in
+//! `AEGIS_TEST_PROGRAMS`; `make test` provides both.
 
 // Helpers of a test may panic like the test itself.
 #![allow(clippy::unwrap_used)]
@@ -58,8 +58,8 @@ impl House {
                 "qemu": "/usr/bin/qemu-system-x86_64",
                 "kernel": asset("kernel/vmlinux"),
                 "modules": asset("kernel/modules"),
-                "harness": asset("aegis-harness"),
-                "base": asset("base.erofs"),
+                "harness": from_env("AEGIS_TEST_PROGRAMS").join("aegis-harness"),
+                "base": asset("images/base/base.erofs"),
                 "vcpus": 1,
                 "memory": 256,
                 "accel": "auto",
@@ -121,12 +121,17 @@ fn until(events: &mut dyn Iterator<Item = Value>, state: &str) -> Value {
     panic!("no more events before {state}");
 }
 
+/// What the test run names; without it the test fails, so that nothing passes untested.
+fn from_env(name: &str) -> PathBuf {
+    match std::env::var_os(name) {
+        Some(path) => PathBuf::from(path),
+        None => panic!("{name} is not set: run this test by `make test`"),
+    }
+}
+
 #[test]
 fn a_machine_lives_and_is_gone() {
-    let Some(assets) = std::env::var_os("AEGIS_TEST_ASSETS").map(PathBuf::from) else {
-        eprintln!("AEGIS_TEST_ASSETS names no directory: nothing was tested");
-        return;
-    };
+    let assets = from_env("AEGIS_TEST_ASSETS");
     let dir = tempfile::tempdir().unwrap();
     let house = House { dir: dir.path().to_owned(), assets };
 
