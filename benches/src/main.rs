@@ -1,2 +1,161 @@
-//! To be filled.
-fn main() {}
+//! `make bench`: whole flows through the real programs. What is compared is measured in one run.
+#![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
+
+mod figures;
+mod load;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aegis_tests::{House, program};
+use figures::Figures;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+const SERIAL: usize = 20;
+const FREE_RATE: &str = "[rate_limit]\nper_second = 0\n[capacity]\nvcpus = 4\n";
+const CLIENTS: usize = 64;
+const LOAD: Duration = Duration::from_secs(5);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut figures = Figures::new();
+    let house = House::new(FREE_RATE, &[]).await;
+    // The golden image exists before anything is timed.
+    let first = house.guest(json!({})).await;
+    house.until_status(&first, "running").await;
+    kill(&house, &first).await;
+
+    let floor = figures.samples("bare clone to first RPC (floor)", clone_floor(house.home())?);
+    let (mut running, mut exec, mut round_trip, mut kills) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..SERIAL {
+        let one = flow(&house).await;
+        running.push(one.running_ms);
+        exec.push(one.exec_ms);
+        round_trip.push(one.round_trip_ms);
+        kills.push(kill(&house, &one.guest).await);
+    }
+    figures.samples("redeem to running, serial", running);
+    let exec = figures.samples("redeem to first exec answer, serial", exec);
+    figures.one("redeem to first exec answer / floor", exec / floor, "times");
+    figures.samples("exec round trip (/bin/true)", round_trip);
+    figures.samples("kill to verified answer, serial", kills);
+
+    for at_once in [20, 50] {
+        let done = join_all((0..at_once).map(|_| flow(&house))).await;
+        let name = |what: &str| format!("redeem to {what}, {at_once} at once");
+        figures.samples(&name("running"), done.iter().map(|f| f.running_ms).collect());
+        figures.samples(&name("first exec answer"), done.iter().map(|f| f.exec_ms).collect());
+        if at_once == 20 {
+            let kb: Vec<f64> = done.iter().map(|f| memory_kb(&f.vm)).collect();
+            let mean = kb.iter().sum::<f64>() / kb.len() as f64 / 1024.0;
+            figures.one("memory of one of 20 idle machines (PSS, with worker)", mean, "MiB");
+        }
+        for one in &done {
+            kill(&house, &one.guest).await;
+        }
+    }
+    drop(house);
+
+    let settings = format!("provisioner = \"manual\"\n{FREE_RATE}");
+    let house = House::new(&settings, &[]).await;
+    let (redeems, reads) = load::rates(&house, CLIENTS, LOAD).await?;
+    figures.one("durable redeems, 64 clients", redeems, "per second");
+    figures.one("status reads, 64 clients", reads, "per second");
+    let out =
+        std::env::args().nth(1).map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    figures.publish(&out)?;
+    Ok(())
+}
+
+struct Flow {
+    guest: Value,
+    vm: String,
+    running_ms: f64,
+    exec_ms: f64,
+    round_trip_ms: f64,
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Redeem; the first exec is asked at once and waits for the machine.
+async fn flow(house: &House) -> Flow {
+    let invite = house.invite(json!({})).await;
+    let ask = json!({"code": invite["code"], "name": "bench"});
+    let began = Instant::now();
+    let guest = house.host("POST", "/couch/redeem", ask).await.expect(201);
+    let gid = guest["guestId"].as_str().unwrap();
+    let list = house.host("GET", "/v1/instances", json!(null)).await.expect(200);
+    let mine = list.as_array().unwrap().iter().find(|i| i["guest_id"] == gid).unwrap();
+    let vm = mine["id"].as_str().unwrap().to_owned();
+    let running = async {
+        house.until_status(&guest, "running").await;
+        ms(began)
+    };
+    let exec = async {
+        assert_eq!(house.sh(&vm, "true").await.0, 0);
+        ms(began)
+    };
+    let (running_ms, exec_ms) = tokio::join!(running, exec);
+    let path = format!("/v1/instances/{vm}/exec");
+    let again = Instant::now();
+    house.host("POST", &path, json!({"command": ["/bin/true"]})).await;
+    Flow { round_trip_ms: ms(again), guest, vm, running_ms, exec_ms }
+}
+
+async fn kill(house: &House, guest: &Value) -> f64 {
+    let path = format!("/couch/guests/{}", guest["guestId"].as_str().unwrap());
+    let began = Instant::now();
+    house.host("DELETE", &path, json!(null)).await.expect(200);
+    ms(began)
+}
+
+/// The worker's own measurement of the floor, with the snapshot of the same machines.
+fn clone_floor(home: &Path) -> anyhow::Result<Vec<f64>> {
+    let ask = json!({"n": SERIAL, "golden": {
+        "dir": home.join("golden"),
+        "qemu": "/usr/bin/qemu-system-x86_64",
+        "kernel": home.join("kernel/vmlinux"),
+        "modules": home.join("kernel/modules"),
+        "harness": program("aegis-harness"),
+        "base": home.join("images/base/base.erofs"),
+        "vcpus": 1, "memory": 256, "accel": "auto",
+    }});
+    let mut child = Command::new(program("aegis-worker"))
+        .arg("floor")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().unwrap().write_all(ask.to_string().as_bytes())?;
+    let out = child.wait_with_output()?;
+    let told: Value = serde_json::from_slice(&out.stdout)?;
+    let list = told["clone_to_rpc_ms"].as_array().unwrap();
+    Ok(list.iter().filter_map(Value::as_f64).collect())
+}
+
+/// Proportional memory of a machine's worker and its QEMU, KiB.
+fn memory_kb(vm: &str) -> f64 {
+    let mut total = 0.0;
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let path = entry.path();
+        let Ok(line) = std::fs::read(path.join("cmdline")) else { continue };
+        if !String::from_utf8_lossy(&line).contains(vm) {
+            continue;
+        }
+        let pid = entry.file_name().into_string().unwrap();
+        let children = std::fs::read_to_string(path.join(format!("task/{pid}/children")));
+        let children = children.unwrap_or_default();
+        for pid in children.split_whitespace().chain([pid.as_str()]) {
+            let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+            let rollup = rollup.unwrap_or_default();
+            let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:"));
+            let kb = pss.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok());
+            total += kb.unwrap_or(0.0);
+        }
+    }
+    total
+}
