@@ -1,10 +1,11 @@
 //! Many clients at once, each on one connection that it keeps.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aegis_tests::House;
+use aegis_tests::house::House;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
@@ -18,13 +19,13 @@ struct Client {
 }
 
 impl Client {
-    async fn connect(address: &str) -> anyhow::Result<Client> {
+    async fn connect(address: SocketAddr) -> anyhow::Result<Client> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
-        Ok(Client { sender, host: address.to_owned() })
+        Ok(Client { sender, host: address.to_string() })
     }
 
     async fn send(
@@ -46,8 +47,9 @@ impl Client {
 }
 
 /// Durable redeems and status reads per second.
+#[tokio::main]
 pub async fn rates(house: &House, clients: usize, time: Duration) -> anyhow::Result<(f64, f64)> {
-    let host_token = house.host_token();
+    let host_token = house.token();
     // More codes than can be spent in the time.
     let codes = 4000 * usize::try_from(time.as_secs())?;
     let made: Arc<Mutex<VecDeque<String>>> = Arc::default();

@@ -9,33 +9,32 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aegis_tests::{House, program};
+use aegis_tests::house::House;
+use aegis_tests::programs;
 use figures::Figures;
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-const SERIAL: usize = 20;
+const SERIAL: usize = 30;
 const FREE_RATE: &str = "[rate_limit]\nper_second = 0\n[capacity]\nvcpus = 4\n";
 const CLIENTS: usize = 64;
 const LOAD: Duration = Duration::from_secs(5);
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let mut figures = Figures::new();
-    let house = House::new(FREE_RATE, &[]).await;
+    let house = House::new(FREE_RATE);
     // The golden image exists before anything is timed.
-    let first = house.guest(json!({})).await;
-    house.until_status(&first, "running").await;
-    kill(&house, &first).await;
+    let first = house.guest(machine());
+    house.until(id(&first), "running");
+    kill(&house, &first);
 
     let floor = figures.samples("bare clone to first RPC (floor)", clone_floor(house.home())?);
     let (mut running, mut exec, mut round_trip, mut kills) = (vec![], vec![], vec![], vec![]);
     for _ in 0..SERIAL {
-        let one = flow(&house).await;
+        let one = flow(&house);
         running.push(one.running_ms);
         exec.push(one.exec_ms);
         round_trip.push(one.round_trip_ms);
-        kills.push(kill(&house, &one.guest).await);
+        kills.push(kill(&house, &one.guest));
     }
     figures.samples("redeem to running, serial", running);
     let exec = figures.samples("redeem to first exec answer, serial", exec);
@@ -44,7 +43,10 @@ async fn main() -> anyhow::Result<()> {
     figures.samples("kill to verified answer, serial", kills);
 
     for at_once in [20, 50] {
-        let done = join_all((0..at_once).map(|_| flow(&house))).await;
+        let done: Vec<Flow> = std::thread::scope(|scope| {
+            let flows: Vec<_> = (0..at_once).map(|_| scope.spawn(|| flow(&house))).collect();
+            flows.into_iter().map(|f| f.join().unwrap()).collect()
+        });
         let name = |what: &str| format!("redeem to {what}, {at_once} at once");
         figures.samples(&name("running"), done.iter().map(|f| f.running_ms).collect());
         figures.samples(&name("first exec answer"), done.iter().map(|f| f.exec_ms).collect());
@@ -53,15 +55,13 @@ async fn main() -> anyhow::Result<()> {
             let mean = kb.iter().sum::<f64>() / kb.len() as f64 / 1024.0;
             figures.one("memory of one of 20 idle machines (PSS, with worker)", mean, "MiB");
         }
-        for one in &done {
-            kill(&house, &one.guest).await;
-        }
+        let kills = done.iter().map(|one| kill(&house, &one.guest)).collect();
+        figures.samples(&format!("kill to verified answer, beside up to {at_once}"), kills);
     }
     drop(house);
 
-    let settings = format!("provisioner = \"manual\"\n{FREE_RATE}");
-    let house = House::new(&settings, &[]).await;
-    let (redeems, reads) = load::rates(&house, CLIENTS, LOAD).await?;
+    let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));
+    let (redeems, reads) = load::rates(&house, CLIENTS, LOAD)?;
     figures.one("durable redeems, 64 clients", redeems, "per second");
     figures.one("status reads, 64 clients", reads, "per second");
     let out =
@@ -82,35 +82,42 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
+fn id(guest: &Value) -> &str {
+    guest["guestId"].as_str().unwrap()
+}
+
+/// The machine of every flow.
+fn machine() -> Value {
+    json!({"resourceLimits": {"maxCpuCores": 1, "maxMemoryMB": 256, "maxDiskGB": 0.5}})
+}
+
 /// Redeem; the first exec is asked at once and waits for the machine.
-async fn flow(house: &House) -> Flow {
-    let invite = house.invite(json!({})).await;
+fn flow(house: &House) -> Flow {
+    let invite = house.invite(machine());
     let ask = json!({"code": invite["code"], "name": "bench"});
     let began = Instant::now();
-    let guest = house.host("POST", "/couch/redeem", ask).await.expect(201);
-    let gid = guest["guestId"].as_str().unwrap();
-    let list = house.host("GET", "/v1/instances", json!(null)).await.expect(200);
-    let mine = list.as_array().unwrap().iter().find(|i| i["guest_id"] == gid).unwrap();
+    let guest = house.socket().post("/couch/redeem", &ask).expect(201);
+    let list = house.socket().get("/v1/instances").expect(200);
+    let mine = list.as_array().unwrap().iter().find(|i| i["guest_id"] == id(&guest)).unwrap();
     let vm = mine["id"].as_str().unwrap().to_owned();
-    let running = async {
-        house.until_status(&guest, "running").await;
-        ms(began)
-    };
-    let exec = async {
-        assert_eq!(house.sh(&vm, "true").await.0, 0);
-        ms(began)
-    };
-    let (running_ms, exec_ms) = tokio::join!(running, exec);
+    let (running_ms, exec_ms) = std::thread::scope(|scope| {
+        let exec = scope.spawn(|| {
+            assert_eq!(house.sh(&vm, "true").code, Some(0));
+            ms(began)
+        });
+        house.until(id(&guest), "running");
+        (ms(began), exec.join().unwrap())
+    });
     let path = format!("/v1/instances/{vm}/exec");
     let again = Instant::now();
-    house.host("POST", &path, json!({"command": ["/bin/true"]})).await;
+    house.socket().post(&path, &json!({"command": ["/bin/true"]}));
     Flow { round_trip_ms: ms(again), guest, vm, running_ms, exec_ms }
 }
 
-async fn kill(house: &House, guest: &Value) -> f64 {
-    let path = format!("/couch/guests/{}", guest["guestId"].as_str().unwrap());
+fn kill(house: &House, guest: &Value) -> f64 {
+    let path = format!("/couch/guests/{}", id(guest));
     let began = Instant::now();
-    house.host("DELETE", &path, json!(null)).await.expect(200);
+    house.socket().delete(&path).expect(200);
     ms(began)
 }
 
@@ -121,11 +128,11 @@ fn clone_floor(home: &Path) -> anyhow::Result<Vec<f64>> {
         "qemu": "/usr/bin/qemu-system-x86_64",
         "kernel": home.join("kernel/vmlinux"),
         "modules": home.join("kernel/modules"),
-        "harness": program("aegis-harness"),
+        "harness": programs().join("aegis-harness"),
         "base": home.join("images/base/base.erofs"),
         "vcpus": 1, "memory": 256, "accel": "auto",
     }});
-    let mut child = Command::new(program("aegis-worker"))
+    let mut child = Command::new(programs().join("aegis-worker"))
         .arg("floor")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

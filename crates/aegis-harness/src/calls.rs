@@ -25,7 +25,7 @@ impl Handler for Calls {
         match name.as_str() {
             method::HEALTH => self.health(),
             method::IDENTIFY => self.identify(parse(params)?).await,
-            method::RUN => self.run(parse(params)?),
+            method::RUN => self.run(parse(params)?).await,
             method::AWAIT_PORT => await_port(parse(params)?).await,
             method::SIGNAL => self.signal(parse(params)?),
             method::SHUTDOWN => self.shutdown(parse(params)?).await,
@@ -59,8 +59,8 @@ impl Calls {
         told(&identified)
     }
 
-    fn run(&self, run: Run) -> Answer {
-        let pid = self.0.run(run)?;
+    async fn run(&self, run: Run) -> Answer {
+        let pid = self.0.run(run).await?;
         told(&Started { pid: pid.as_raw_nonzero().get() })
     }
 

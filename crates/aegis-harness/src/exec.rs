@@ -20,10 +20,11 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
     let (from_host, to_host) = tokio::io::split(stream);
     let mut host = Host(Some(to_host));
     let deadline = start.timeout_secs.map(Duration::from_secs);
-    let started = machine
-        .wish(start)
-        .and_then(|wish| machine.starter.start(&wish, true).map_err(|unable| unable.answer()));
-    let (child, pipes) = match started {
+    let started = async {
+        let wish = machine.wish(start)?;
+        machine.starter.start(&wish, true).await.map_err(|unable| unable.answer())
+    };
+    let (child, pipes) = match started.await {
         Ok(started) => started,
         Err(error) => return host.end(&last_frame(Kind::Failed, &error)).await,
     };

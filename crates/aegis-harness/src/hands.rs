@@ -1,26 +1,28 @@
-//! One thread for work that blocks: mounts and syncs. It is there from the start, because under a
-//! fork bomb no new one may come to be.
+//! Threads for work that blocks: one for mounts and syncs, one for births. They are there from the
+//! start, because under a fork bomb no new one may come to be; and whatever they wait for, the
+//! host is answered.
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
+use aegis_wire::bounds::STREAMS_MAX;
 use tokio::sync::oneshot;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Jobs that wait at a time; there is one shutdown, and one before it.
-const JOBS_MAX: usize = 4;
+/// Jobs that wait at a time: each belongs to a stream, or to one of very few calls.
+const JOBS_MAX: usize = 2 * STREAMS_MAX;
 
-/// The thread.
+/// A thread.
 pub struct Hands {
     jobs: SyncSender<Work>,
 }
 
 impl Hands {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Hands> {
+    /// Starts a thread.
+    pub fn start(name: &str) -> io::Result<Hands> {
         let (jobs, todo) = sync_channel::<Work>(JOBS_MAX);
-        std::thread::Builder::new().name("hands".to_owned()).spawn(move || {
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             for job in todo {
                 job();
             }
@@ -31,11 +33,11 @@ impl Hands {
     /// Does `work` there.
     pub async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         let (tell, done) = oneshot::channel();
         let job = Box::new(move || drop(tell.send(work())));
         self.jobs.try_send(job).map_err(|_| io::Error::other("too much is being done already"))?;
-        done.await.map_err(|_| io::Error::other("it was not done"))?
+        done.await.map_err(|_| io::Error::other("it was not done"))
     }
 }

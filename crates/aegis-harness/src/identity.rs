@@ -97,7 +97,7 @@ pub async fn take(
         let names = Names { hostname: &ask.hostname, machine_id: &ask.machine_id };
         root::assemble(&found, &names)
     };
-    let own = machine.hands.run(assemble).await.map_err(system("root"))?;
+    let own = machine.hands.run(assemble).await.and_then(|done| done).map_err(system("root"))?;
     Ok((identified, own))
 }
 

@@ -135,9 +135,13 @@ impl Machine {
     }
 
     /// Starts the primary process, once.
-    pub fn run(self: &Arc<Machine>, run: Run) -> Result<Pid, RpcError> {
-        let mut life = self.lock();
-        life.step(Phase::Itself, Phase::Itself)?;
+    pub async fn run(self: &Arc<Machine>, run: Run) -> Result<Pid, RpcError> {
+        // Who takes the streams is the one who may try.
+        let streams = {
+            let mut life = self.lock();
+            life.step(Phase::Itself, Phase::Itself)?;
+            life.streams.take().ok_or_else(|| conflict(Phase::Running))?
+        };
         let mut all = environment();
         all.extend(run.env);
         let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
@@ -145,16 +149,16 @@ impl Machine {
             authorize(key);
         }
         let wish = Wish { command: run.command, environment: all, directory };
-        let mut started = None;
-        // The streams are there as long as it was not started.
-        if let Some(streams) = life.streams.take() {
-            started = Some(primary::start(self, &wish, streams).map_err(|(error, streams)| {
-                life.streams = Some(streams);
-                error
-            })?);
+        let started = primary::start(self, &wish, streams).await;
+        let mut life = self.lock();
+        let pid = started.map_err(|(error, streams)| {
+            life.streams = Some(streams);
+            error
+        })?;
+        // A shutdown meanwhile stays one.
+        if life.phase == Phase::Itself {
+            life.phase = Phase::Running;
         }
-        let pid = started.ok_or_else(|| conflict(Phase::Running))?;
-        life.phase = Phase::Running;
         life.primary = Some(Primary {
             pid,
             environment: wish.environment,

@@ -66,7 +66,7 @@ fn run() -> io::Result<()> {
         let node = found.ok_or_else(|| io::Error::other("there is no control port"))?;
         let port = pipe::Port::open(&node)?;
         let starter = Starter::new(booted.cage)?;
-        let hands = hands::Hands::start()?;
+        let hands = hands::Hands::start("hands")?;
         let machine = Arc::new(Machine::new(starter, uevents, hands, booted.boot_id));
         let reaping = Arc::clone(&machine);
         tokio::select! {

@@ -15,12 +15,12 @@ use crate::output::{self, Sink, last_frame};
 use crate::process::Wish;
 
 /// Starts it; `streams` are the logs streams that the host opens, one per session.
-pub fn start(
+pub async fn start(
     machine: &Arc<Machine>,
     wish: &Wish,
     streams: mpsc::Receiver<Stream>,
 ) -> Result<Pid, (RpcError, mpsc::Receiver<Stream>)> {
-    let (child, pipes) = match machine.starter.start(wish, false) {
+    let (child, pipes) = match machine.starter.start(wish, false).await {
         Ok(started) => started,
         Err(unable) => return Err((unable.answer(), streams)),
     };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, NulError};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use aegis_wire::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_NOT_FOUND, CODE_PARAMS, RpcError};
@@ -14,6 +15,7 @@ use rustix::pipe::PipeFlags;
 use tokio::net::unix::pipe;
 
 use crate::cage::Cage;
+use crate::hands::Hands;
 use crate::reaper::{Child, Reaper};
 use crate::sys::{Birth, Stage, Stillborn};
 
@@ -61,9 +63,9 @@ pub enum Unable {
     /// Not the name of a variable.
     #[error("{0:?} is no name of a variable")]
     Name(String),
-    /// No pipes.
-    #[error("no pipes for its output: {0}")]
-    Pipes(#[source] io::Error),
+    /// No pipes, or too many births at once.
+    #[error("no new process: {0}")]
+    System(#[source] io::Error),
     /// The kernel said no.
     #[error("{}", stillborn(.0, .1, .2))]
     Stillborn(Stillborn, String, String),
@@ -89,7 +91,7 @@ impl Unable {
                 Errno::NOENT | Errno::NOTDIR => CODE_NOT_FOUND,
                 _ => CODE_PARAMS,
             },
-            Unable::Pipes(_) | Unable::Stillborn(..) => CODE_INTERNAL,
+            Unable::System(_) | Unable::Stillborn(..) => CODE_INTERNAL,
         };
         RpcError::new(code, self.to_string())
     }
@@ -154,21 +156,44 @@ pub struct Pipes {
 /// Starts processes.
 pub struct Starter {
     /// Where they end.
-    pub reaper: Reaper,
+    pub reaper: Arc<Reaper>,
     /// Where they live.
-    pub cage: Option<Cage>,
-    nothing: OwnedFd,
+    pub cage: Option<Arc<Cage>>,
+    midwife: Hands,
+    nothing: Arc<OwnedFd>,
+}
+
+/// Standard input, output and error of a process, from inside.
+struct Standard {
+    input: Option<OwnedFd>,
+    output: Option<(OwnedFd, OwnedFd)>,
+    nothing: Arc<OwnedFd>,
+}
+
+impl Standard {
+    fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        let nothing = self.nothing.as_fd();
+        let input = self.input.as_ref().map_or(nothing, |fd| fd.as_fd());
+        let (output, errors) =
+            self.output.as_ref().map_or((nothing, nothing), |(o, e)| (o.as_fd(), e.as_fd()));
+        [input, output, errors]
+    }
 }
 
 impl Starter {
     /// With the `/dev/null` of now: the one inside is the user's to break.
     pub fn new(cage: Option<Cage>) -> io::Result<Starter> {
-        let nothing = File::options().read(true).write(true).open("/dev/null")?.into();
-        Ok(Starter { reaper: Reaper::new(), cage, nothing })
+        let nothing: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+        Ok(Starter {
+            reaper: Arc::new(Reaper::new()),
+            cage: cage.map(Arc::new),
+            midwife: Hands::start("midwife")?,
+            nothing: Arc::new(nothing),
+        })
     }
 
     /// Starts a process; with `input`, its standard input is a pipe.
-    pub fn start(&self, wish: &Wish, input: bool) -> Result<(Child, Pipes), Unable> {
+    pub async fn start(&self, wish: &Wish, input: bool) -> Result<(Child, Pipes), Unable> {
         let strings = wish.strings()?;
         let make = || -> io::Result<_> {
             let (output, its_output) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -185,39 +210,45 @@ impl Starter {
                 output: pipe::Receiver::from_owned_fd(output)?,
                 errors: pipe::Receiver::from_owned_fd(errors)?,
             };
-            Ok((pipes, its_input, its_output, its_errors))
+            let nothing = Arc::clone(&self.nothing);
+            Ok((
+                pipes,
+                Standard { input: its_input, output: Some((its_output, its_errors)), nothing },
+            ))
         };
-        let (pipes, its_input, its_output, its_errors) = make().map_err(Unable::Pipes)?;
-        let its_input = its_input.as_ref().unwrap_or(&self.nothing);
-        let standard = [its_input.as_fd(), its_output.as_fd(), its_errors.as_fd()];
-        let child = self.bear(wish, &strings, standard, None)?;
+        let (pipes, standard) = make().map_err(Unable::System)?;
+        let child = self.bear(wish, strings, standard, None).await?;
         Ok((child, pipes))
     }
 
     /// Starts a process below another root, which reads and writes nothing.
-    pub fn start_quiet(&self, wish: &Wish, root: &Path) -> Result<Child, Unable> {
+    pub async fn start_quiet(&self, wish: &Wish, root: &Path) -> Result<Child, Unable> {
         let strings = wish.strings()?;
         let root = CString::new(root.as_os_str().as_encoded_bytes())?;
-        self.bear(wish, &strings, [self.nothing.as_fd(); 3], Some(&root))
+        let standard = Standard { input: None, output: None, nothing: Arc::clone(&self.nothing) };
+        self.bear(wish, strings, standard, Some(root)).await
     }
 
-    fn bear(
+    async fn bear(
         &self,
         wish: &Wish,
-        strings: &Strings,
-        standard: [std::os::fd::BorrowedFd<'_>; 3],
-        root: Option<&std::ffi::CStr>,
+        strings: Strings,
+        standard: Standard,
+        root: Option<CString>,
     ) -> Result<Child, Unable> {
-        let birth = Birth {
-            programs: &strings.programs,
-            arguments: &strings.arguments,
-            environment: &strings.environment,
-            directory: &strings.directory,
-            root,
-            standard,
-            cgroup: self.cage.as_ref().map(Cage::door),
+        let (reaper, cage) = (Arc::clone(&self.reaper), self.cage.clone());
+        let work = move || {
+            reaper.spawn(&Birth {
+                programs: &strings.programs,
+                arguments: &strings.arguments,
+                environment: &strings.environment,
+                directory: &strings.directory,
+                root: root.as_deref(),
+                standard: standard.descriptors(),
+                cgroup: cage.as_deref().map(Cage::door),
+            })
         };
-        self.reaper.spawn(&birth).map_err(|why| {
+        self.midwife.run(work).await.map_err(Unable::System)?.map_err(|why| {
             let program = wish.command.first().cloned().unwrap_or_default();
             Unable::Stillborn(why, program, wish.directory.clone())
         })

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::ptr;
+use std::sync::atomic::AtomicI32;
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -86,6 +87,7 @@ pub fn emulated() -> bool {
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_VFORK: u64 = 0x4000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Memory for what the child does before its program, bytes.
@@ -104,14 +106,17 @@ struct Cradle<'a> {
 /// Not by the standard library: it is born inside its cgroup (joining later would leave it a
 /// moment without limits, and takes the kernel tens of milliseconds), and without a copy of this
 /// process's memory (a third of the time, under software emulation).
-pub fn spawn(birth: &Birth<'_>) -> Result<Pid, Stillborn> {
+///
+/// `newborn` shows its id from before it runs.
+pub fn spawn(birth: &Birth<'_>, newborn: &AtomicI32) -> Result<Pid, Stillborn> {
     let arguments = pointers(birth.arguments);
     let environment = pointers(birth.environment);
     let mut cradle =
         Cradle { birth, arguments: &arguments, environment: &environment, failed: None };
     let mut stack = vec![0u128; CHILD_STACK / size_of::<u128>()];
     let mut args = CloneArgs {
-        flags: CLONE_VM | CLONE_VFORK,
+        flags: CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID,
+        parent_tid: newborn.as_ptr() as u64,
         exit_signal: libc::SIGCHLD as u64,
         stack: stack.as_mut_ptr() as u64,
         stack_size: CHILD_STACK as u64,

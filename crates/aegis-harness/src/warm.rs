@@ -52,7 +52,7 @@ pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
             let disks = found.ok_or_else(|| internal(&io::Error::other("a disk is missing")))?;
             let mounting = disks.clone();
             let mounted = machine.hands.run(move || root::mount_base(&mounting)).await;
-            mounted.map_err(|e| internal(&e))?;
+            mounted.and_then(|done| done).map_err(|e| internal(&e))?;
             machine.base_is_mounted(disks.clone());
             disks
         }
@@ -65,15 +65,11 @@ pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
     {
         note(&format!("memory limit: {e}"));
     }
-    let settle = || {
-        rustix::fs::sync();
-        Ok(())
-    };
-    machine.hands.run(settle).await.map_err(|e| internal(&e))
+    machine.hands.run(rustix::fs::sync).await.map_err(|e| internal(&e))
 }
 
 async fn rehearse(machine: &Arc<Machine>, disks: Disks) -> io::Result<()> {
-    machine.hands.run(raise_stage).await?;
+    machine.hands.run(raise_stage).await??;
     let make = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^resize_inode"];
     let node = disks.own.node.to_string_lossy().into_owned();
     let format: Vec<&str> = make.into_iter().chain([node.as_str()]).collect();
@@ -87,8 +83,8 @@ async fn rehearse(machine: &Arc<Machine>, disks: Disks) -> io::Result<()> {
     // Nobody may hold on to what is unmounted now.
     crate::sys::signal_everybody(libc::SIGKILL);
     let _ = tokio::time::timeout(COMMAND_DEADLINE, machine.starter.reaper.alone()).await;
-    machine.hands.run(strike_stage).await?;
-    machine.hands.run(move || rehearse_disk(&disks)).await
+    machine.hands.run(strike_stage).await??;
+    machine.hands.run(move || rehearse_disk(&disks)).await?
 }
 
 /// A root like the later one, with a disk in memory.
@@ -128,7 +124,8 @@ async fn run(machine: &Arc<Machine>, command: &[&str]) {
         directory: "/".to_owned(),
     };
     // A base without this program has other first commands.
-    let Ok(mut child) = machine.starter.start_quiet(&wish, Path::new(root::ROOT)) else { return };
+    let started = machine.starter.start_quiet(&wish, Path::new(root::ROOT)).await;
+    let Ok(mut child) = started else { return };
     if tokio::time::timeout(COMMAND_DEADLINE, &mut child.exit).await.is_err() {
         machine.starter.reaper.signal_group(child.pid, Signal::KILL);
     }

@@ -36,6 +36,9 @@ impl Default for Limits {
     }
 }
 
+/// Disks are made of whole blocks of this many bytes.
+const DISK_BLOCK: u64 = 4096;
+
 /// One of the six limits, by its name on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
@@ -101,7 +104,7 @@ impl Limits {
             Limit::Cpu => self.cpu = CpuMillis((value * 1000.0).round() as u32),
             Limit::Memory => self.memory = MemoryMb(value.floor() as u32),
             // Whole 4 KiB blocks, as a block device is made of them.
-            Limit::Disk => self.disk = DiskBytes((value * 1e9) as u64 / 4096 * 4096),
+            Limit::Disk => self.disk = DiskBytes((value * 1e9) as u64 / DISK_BLOCK * DISK_BLOCK),
             Limit::Egress => self.egress = EgressBytes((value * 1e9).round() as u64),
             Limit::Duration => {
                 self.duration =
@@ -227,7 +230,9 @@ impl Usage {
             }
         };
         check(Limit::Tokens, self.tokens.0 as f64, self.tokens > limits.tokens);
-        check(Limit::Disk, self.disk_bytes as f64 / 1e9, self.disk_bytes > limits.disk.0);
+        // The limit was cut down to whole blocks: what was asked for is not past it.
+        let over = self.disk_bytes.saturating_sub(limits.disk.0) >= DISK_BLOCK;
+        check(Limit::Disk, self.disk_bytes as f64 / 1e9, over);
         check(Limit::Egress, self.egress.gb(), self.egress > limits.egress);
         check(Limit::Duration, alive_for.hours(), alive_for > limits.duration);
         let memory_mb = self.memory_peak_mb();
