@@ -46,6 +46,7 @@ impl Shared {
 
     /// Tells how far the boot is.
     pub fn stage(&self, stage: &str) {
+        tracing::info!(stage, "booting");
         self.state.send_replace(MachineState::Booting { stage: stage.to_owned() });
     }
 }

@@ -274,6 +274,7 @@ impl Identified {
             }
         }
         shared.live.send_replace(Some(Arc::clone(&live)));
+        tracing::info!(boot_id = live.boot_id, "running");
         shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
         Ok(Running { shared, books, death, live, drained })
     }
