@@ -31,6 +31,7 @@ impl Handler for Calls {
             method::SHUTDOWN => self.shutdown(parse(params)?).await,
             method::SET_TIME => set_time(parse(params)?),
             method::QUIESCE => warm::quiesce(&self.0).await.map(|()| json!({})),
+            method::WARM => warm::again(&self.0, parse(params)?).await.map(|()| json!({})),
             _ => Err(RpcError::new(CODE_METHOD, format!("{name:.40} is not a method"))),
         }
     }

@@ -47,6 +47,8 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Logs => drop(machine.logs.try_send(stream)),
         StreamHead::Exec(start) => exec::serve(machine, stream, start).await,
         StreamHead::Port { port } => ports::serve(stream, port).await,
+        // Nobody waits for one.
+        StreamHead::Guest { .. } => {}
     }
 }
 

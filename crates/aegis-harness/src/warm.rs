@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::channel::Warm;
 use aegis_wire::channel::rpc::RpcError;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind_recursive, unmount};
 use rustix::process::Signal;
@@ -41,6 +42,9 @@ const COMMANDS: [&[&str]; 12] = [
     &["python3", "-c", "import http.server, json, os, re, socket, ssl, subprocess, threading"],
 ];
 
+/// So many of them are run again in every spare.
+const COMMANDS_AGAIN: usize = 2;
+
 /// Makes the golden machine ready for its snapshot. Only a base that can't be mounted is an
 /// error: all else merely costs the clones some time.
 pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
@@ -68,14 +72,31 @@ pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
     machine.hands.run(rustix::fs::sync).await.map_err(|e| internal(&e))
 }
 
+/// What a spare does while nobody waits for it: a first command and the mounts, as they come after
+/// its identity. Under software emulation all code is translated anew in each clone.
+pub async fn again(machine: &Arc<Machine>, ask: Warm) -> Result<(), RpcError> {
+    let failed = |text: &str| internal(&io::Error::other(text.to_owned()));
+    let disks = machine.begin_quiesce()?.ok_or_else(|| failed("it was never made ready"))?;
+    let sized = || (disks.own.bytes() == ask.disk_bytes).then_some(());
+    if machine.uevents.until(DISK_DEADLINE, sized).await.is_none() {
+        return Err(failed("the disk did not get its size"));
+    }
+    perform(machine, disks, &COMMANDS[..COMMANDS_AGAIN]).await.map_err(|e| internal(&e))
+}
+
 async fn rehearse(machine: &Arc<Machine>, disks: Disks) -> io::Result<()> {
-    machine.hands.run(raise_stage).await??;
-    let make = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^resize_inode"];
     let node = disks.own.node.to_string_lossy().into_owned();
-    let format: Vec<&str> = make.into_iter().chain([node.as_str()]).collect();
-    run(machine, &format).await;
+    let format = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^resize_inode", &node];
+    let mut commands: Vec<&[&str]> = vec![&format];
+    commands.extend(COMMANDS);
+    perform(machine, disks, &commands).await
+}
+
+/// Runs commands on a root like the later one, and mounts the disk as it will be mounted.
+async fn perform(machine: &Arc<Machine>, disks: Disks, commands: &[&[&str]]) -> io::Result<()> {
+    machine.hands.run(raise_stage).await??;
     let all = async {
-        for command in COMMANDS {
+        for command in commands {
             run(machine, command).await;
         }
     };

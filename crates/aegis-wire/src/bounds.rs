@@ -36,6 +36,8 @@ pub const LOG_RATE: u32 = 8 * 1024 * 1024;
 pub const COUCH_BODY_MAX: usize = 64 * 1024;
 /// Body of a host API request, bytes.
 pub const HOST_BODY_MAX: usize = 256 * 1024;
+/// Body of a guest API request, bytes (contracts/aegis.md 4).
+pub const GUEST_BODY_MAX: usize = 256 * 1024;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
 /// Words of a command.
@@ -59,6 +61,8 @@ pub const KILL_FREEZE_DEADLINE: Duration = Duration::from_millis(50);
 pub const KILL_VERIFY_DEADLINE: Duration = Duration::from_secs(10);
 /// A worker that was started and hears no launch ends itself.
 pub const WORKER_LAUNCH_DEADLINE: Duration = Duration::from_secs(10);
+/// What a spare machine may take to rehearse.
+pub const WARM_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a worker reports usage while its machine runs.
 pub const USAGE_EVERY: Duration = Duration::from_secs(1);
 

@@ -7,6 +7,7 @@
 //! The host opens every stream of this generation; a stream that the machine opens is closed.
 
 pub mod frame;
+pub mod guest;
 pub mod output;
 pub mod rpc;
 
@@ -29,6 +30,11 @@ pub enum StreamHead {
     Port {
         /// The port on the machine's loopback.
         port: u16,
+    },
+    /// The bulk of an answer to a [`guest`] call, host → machine; ends when the host closes it.
+    Guest {
+        /// As in [`guest::Streamed`], which is said after this stream was opened.
+        ticket: String,
     },
 }
 
@@ -90,6 +96,14 @@ pub struct Identified {
     pub boot_id: String,
     /// `uname -r` inside.
     pub kernel: String,
+}
+
+/// `warm`: does what every machine does first, so that a spare has its code translated and its files
+/// read before it is needed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Warm {
+    /// Bytes that the writable disk must show, as in [`Identify`]; it holds an ext4.
+    pub disk_bytes: u64,
 }
 
 /// `run`: starts the primary process. Answer: [`Started`].
@@ -177,10 +191,14 @@ pub mod method {
     pub const SHUTDOWN: &str = "shutdown";
     /// [`super::SetTime`] → `{}`
     pub const SET_TIME: &str = "set_time";
+    /// [`super::guest::RenewToken`] → `{}`
+    pub const RENEW_TOKEN: &str = "renew_token";
     /// no params → [`super::Health`]
     pub const HEALTH: &str = "health";
     /// Only in a golden machine: warms caches, unmounts what must not be in a snapshot. → `{}`
     pub const QUIESCE: &str = "quiesce";
+    /// [`super::Warm`] → `{}`; only in a machine without an identity.
+    pub const WARM: &str = "warm";
     /// Notification of the machine: [`super::ProcessExit`] of the primary process.
     pub const PROCESS_EXITED: &str = "processExited";
 }

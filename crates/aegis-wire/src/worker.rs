@@ -31,6 +31,8 @@ pub mod run_dir {
     pub const SOCKET: &str = "worker.sock";
     /// What the worker is about to make, written before it makes it.
     pub const MACHINE: &str = "machine.json";
+    /// The disk of a spare machine, until it is launched.
+    pub const SPARE_DISK: &str = "disk.raw";
     /// Why and when the machine ended: [`super::Ended`].
     pub const ENDED: &str = "ended.json";
     /// The worker's own log.
@@ -43,6 +45,10 @@ pub mod run_dir {
 pub enum Request {
     /// Boots the machine; only once per worker. Answer: [`Event`] lines, as for `watch`.
     Launch(Box<Launch>),
+    /// Boots a spare machine: a twin that waits for its launch. Answer: [`Event`] lines; once they
+    /// say `spare`, the launch may be said as a second line of this connection, after the run
+    /// directory was renamed to the launched instance's. A spare ends with its connection.
+    Prepare(Box<Spare>),
     /// Answer: [`Event`] lines, the present state first, until the machine ended.
     Watch,
     /// Stops the machine's clock (QMP stop). Answer: one [`Reply`]. Repeats are fine.
@@ -69,6 +75,46 @@ pub enum Request {
         /// The port on the machine's loopback.
         port: u16,
     },
+    /// Serves the machine's own calls ([`crate::channel::guest`]). Answer: one [`Reply`], then
+    /// [`Brokered`] lines from the worker and [`BrokerAnswer`] lines to it, in any order, until one
+    /// side leaves. A later broker takes the place of an earlier one. Without one, calls wait a
+    /// moment for it and are then refused with [`crate::channel::rpc::CODE_UNAVAILABLE`].
+    Broker,
+    /// Opens the stream of a [`crate::channel::guest::Streamed`] answer. Answer: one [`Reply`], then
+    /// the bytes that aegisd writes go to the machine; what comes back is ignored.
+    GuestStream {
+        /// Names the stream to the machine.
+        ticket: String,
+    },
+    /// Hands the machine another capability token. Answer: one [`Reply`].
+    RenewToken {
+        /// The token.
+        token: String,
+    },
+}
+
+/// A machine's call, passed on as it came: nothing of it was believed, only its size is bounded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Brokered {
+    /// Chosen by the worker; at most [`crate::bounds::RPC_IN_FLIGHT_MAX`] are open.
+    pub id: u64,
+    /// One of [`crate::channel::guest::method::ALL`].
+    pub method: String,
+    /// As it came.
+    pub params: serde_json::Value,
+}
+
+/// The answer to a [`Brokered`] call: result or error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BrokerAnswer {
+    /// Of the call.
+    pub id: u64,
+    /// The body that the process gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<serde_json::Value>,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RpcError>,
 }
 
 /// All that a machine is made of.
@@ -100,6 +146,23 @@ pub struct Launch {
     pub log_dir: PathBuf,
 }
 
+/// What a machine needs before anybody knows whose it will be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spare {
+    /// [`crate::bounds::WORKER_GENERATION`] of the sender.
+    pub generation: u32,
+    /// Its id until it is launched; no record bears it.
+    pub id: InstanceId,
+    /// What its golden snapshot is made of; a launch must ask for the same.
+    pub golden: Golden,
+    /// Size of the disk that it will most likely get.
+    pub disk_bytes: DiskBytes,
+    /// As in [`Launch::cgroup`]; kept when it is launched.
+    pub cgroup: String,
+    /// As in [`Launch::require_limits`].
+    pub require_limits: bool,
+}
+
 /// The writable disk: a sparse raw file, made (with ext4) when it does not exist.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Disk {
@@ -110,7 +173,7 @@ pub struct Disk {
 }
 
 /// What a golden snapshot is made of; any changed input makes another snapshot.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Golden {
     /// Directory of all golden snapshots, `AEGIS_HOME/golden`.
     pub dir: PathBuf,
@@ -172,11 +235,13 @@ pub enum Event {
 pub enum MachineState {
     /// No launch was said yet.
     Waiting,
-    /// On its way: a word for people (`golden`, `clone`, `identify`, `run`, `port`).
+    /// On its way: a word for people (`golden`, `clone`, `warm`, `identify`, `run`, `port`).
     Booting {
         /// Where it is.
         stage: String,
     },
+    /// A spare that may be launched.
+    Spare,
     /// Harness up, primary process started, awaited port accepting.
     Running {
         /// What processes inside see as boot id.

@@ -38,8 +38,7 @@ struct Making {
 
 /// Opens the disk, or makes an empty file for it. `uid` becomes its owner.
 pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
-    let wanted = disk.bytes.0 - disk.bytes.0 % SECTOR;
-    anyhow::ensure!(wanted > 0, "a disk of {} bytes is smaller than a sector", disk.bytes.0);
+    let wanted = whole_sectors(disk)?;
     if let Some(directory) = disk.path.parent() {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("can't make {}", directory.display()))?;
@@ -74,6 +73,12 @@ pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
     }
 }
 
+fn whole_sectors(disk: &Disk) -> anyhow::Result<u64> {
+    let wanted = disk.bytes.0 - disk.bytes.0 % SECTOR;
+    anyhow::ensure!(wanted > 0, "a disk of {} bytes is smaller than a sector", disk.bytes.0);
+    Ok(wanted)
+}
+
 /// The name under which a disk is made before it is one.
 pub fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -87,6 +92,32 @@ pub fn allocated(path: &Path) -> u64 {
 }
 
 impl Opened {
+    /// Gives the disk of a spare machine, which lies at `from`, its place and its size. Where the
+    /// size is another one than was expected, the file system is to be made anew.
+    pub fn settle(&mut self, from: &Path, to: &Disk) -> anyhow::Result<()> {
+        let wanted = whole_sectors(to)?;
+        anyhow::ensure!(!to.path.exists(), "{} is there already", to.path.display());
+        if let Some(directory) = to.path.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("can't make {}", directory.display()))?;
+        }
+        let name = |at: &Path| {
+            std::fs::rename(from, at).with_context(|| format!("can't make {}", at.display()))
+        };
+        if self.bytes == wanted {
+            return name(&to.path);
+        }
+        let temporary = temporary(&to.path);
+        name(&temporary)?;
+        // Emptied first: nothing of the old file system is left between the parts of the new one.
+        rustix::fs::ftruncate(&self.file, 0)?;
+        rustix::fs::ftruncate(&self.file, wanted)
+            .with_context(|| format!("can't make a disk of {wanted} bytes"))?;
+        self.bytes = wanted;
+        self.making = Some(Making { child: None, temporary, path: to.path.clone() });
+        Ok(())
+    }
+
     /// Begins to make the file system where there is none.
     pub fn begin(&mut self) -> anyhow::Result<()> {
         if let Some(making) = &mut self.making {
@@ -156,7 +187,29 @@ mod tests {
         let inode = std::fs::metadata(&path).unwrap().ino();
         open(&disk, None).unwrap().finish().await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it is reused");
-        let smaller = Disk { path, bytes: DiskBytes(1 << 20) };
+        let smaller = Disk { path: path.clone(), bytes: DiskBytes(1 << 20) };
         assert!(open(&smaller, None).is_err(), "larger than allowed");
+    }
+
+    #[tokio::test]
+    async fn a_spare_disk_becomes_whatever_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        for (n, bytes) in [500_000_000, 800_000_000, 300_000_000].into_iter().enumerate() {
+            let spare = Disk { path: dir.path().join("spare"), bytes: DiskBytes(500_000_000) };
+            let mut disk = open(&spare, None).unwrap();
+            disk.begin().unwrap();
+            disk.finish().await.unwrap();
+            let own = Disk { path: dir.path().join(format!("{n}/disk")), bytes: DiskBytes(bytes) };
+            disk.settle(&spare.path, &own).unwrap();
+            disk.begin().unwrap();
+            disk.finish().await.unwrap();
+            let size = std::fs::metadata(&own.path).unwrap().len();
+            assert_eq!((size, disk.bytes), (bytes / 512 * 512, bytes / 512 * 512));
+            assert!(!spare.path.exists());
+            let check = Command::new("/usr/sbin/e2fsck").args(["-fn"]).arg(&own.path).output();
+            assert!(check.unwrap().status.success(), "{bytes}");
+            assert!(open(&spare, None).unwrap().settle(&spare.path, &own).is_err(), "taken");
+            std::fs::remove_file(temporary(&spare.path)).unwrap();
+        }
     }
 }

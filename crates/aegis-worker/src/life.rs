@@ -1,6 +1,7 @@
 //! What a machine's life is told to, and what may be done to it while it lives: shared between the
 //! machine's own task and the connections.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aegis_wire::bounds::RPC_DEADLINE;
@@ -53,7 +54,7 @@ impl Shared {
 
 /// What was made for the machine, and what it used.
 pub struct Books {
-    run_dir: RunDir,
+    run_dir: Mutex<RunDir>,
     record: Mutex<Record>,
     meter: Mutex<Meter>,
     // Told to the keeper: something of its snapshot is alive.
@@ -65,7 +66,7 @@ impl Books {
     pub fn open(run_dir: RunDir, record: Record) -> anyhow::Result<Books> {
         run_dir.write_record(&record)?;
         Ok(Books {
-            run_dir,
+            run_dir: Mutex::new(run_dir),
             record: Mutex::new(record),
             meter: Mutex::default(),
             lease: Mutex::default(),
@@ -81,7 +82,20 @@ impl Books {
     pub fn update(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         let mut record = lock(&self.record);
         change(&mut record);
-        self.run_dir.write_record(&record)
+        lock(&self.run_dir).write_record(&record)
+    }
+
+    /// Follows the run directory to its new name, beside the old one; returns it.
+    pub fn follow(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let mut run_dir = lock(&self.run_dir);
+        let to = run_dir.path().with_file_name(name);
+        run_dir.follow(to.clone())?;
+        Ok(to)
+    }
+
+    /// Measures from zero: what was used until now is nobody's.
+    pub fn restart(&self) {
+        *lock(&self.meter) = Meter::default();
     }
 
     /// Holds the lease on the golden snapshot until the end.
@@ -97,7 +111,7 @@ impl Books {
 
     /// Writes how it ended.
     pub fn close(&self, ended: &Ended) -> anyhow::Result<()> {
-        self.run_dir.write_ended(ended)
+        lock(&self.run_dir).write_ended(ended)
     }
 }
 

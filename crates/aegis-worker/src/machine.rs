@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! Prepared    golden memory at hand, cgroups made, disk file there      nothing of it runs
-//! Booted      a clone of the snapshot runs, twin of all others          only the harness in it
+//! Booted      a clone of the snapshot runs, twin of all others          only the harness in it;
+//!             a spare waits here until it is launched
 //! Identified  clock, randomness, names, disk are its own
 //! Running     CPU quota in force, primary process started
 //! ```
@@ -13,14 +14,15 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{
     GUEST_STOP_GRACE, HOST_STOP_DEADLINE, IDENTIFY_DEADLINE, RPC_DEADLINE, USAGE_EVERY,
+    WARM_DEADLINE,
 };
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::channel::{
     AwaitPort, Health, Identified as IdentifiedAnswer, Identify, ProcessExit, Shutdown, Started,
-    StreamHead, method,
+    StreamHead, Warm, method,
 };
 use aegis_wire::pipe::peer::CallError;
-use aegis_wire::worker::{EndReason, Launch, MachineState};
+use aegis_wire::worker::{EndReason, Golden, Launch, MachineState, Spare, run_dir};
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -58,26 +60,59 @@ pub struct End {
     pub message: String,
 }
 
+/// What is known of a machine before anybody knows whose it will be.
+pub struct Ground<'a> {
+    /// What it is cloned from.
+    pub golden: &'a Golden,
+    /// Its cgroup, below each controller's root.
+    pub cgroup: &'a str,
+    /// Whether it may run without limits.
+    pub require_limits: bool,
+    /// Its own user, where it has one.
+    pub uid: Option<u32>,
+}
+
+impl<'a> Ground<'a> {
+    /// Of a machine that was asked for.
+    pub fn of(launch: &'a Launch) -> Ground<'a> {
+        Ground {
+            golden: &launch.golden,
+            cgroup: &launch.cgroup,
+            require_limits: launch.require_limits,
+            uid: qemu::own_uid(launch.instance_id.as_str()),
+        }
+    }
+
+    /// Of a spare one.
+    pub fn of_spare(spare: &'a Spare) -> Ground<'a> {
+        Ground {
+            golden: &spare.golden,
+            cgroup: &spare.cgroup,
+            require_limits: spare.require_limits,
+            uid: qemu::own_uid(spare.id.as_str()),
+        }
+    }
+}
+
 /// What all phases have.
 struct Base {
-    launch: Launch,
     shared: Arc<Shared>,
     books: Arc<Books>,
-    log: Arc<Log>,
 }
 
 /// Nothing runs yet.
-pub struct Prepared {
+pub struct Prepared<'a> {
     base: Base,
+    ground: Ground<'a>,
     place: golden::Place,
     golden: snapshot::Snapshot,
     disk: disk::Opened,
-    uid: Option<u32>,
 }
 
 /// A twin of all other clones.
 pub struct Booted {
     base: Base,
+    child: i32,
     death: Death,
     qmp: Qmp,
     relay: Relay,
@@ -88,6 +123,8 @@ pub struct Booted {
 /// A machine of its own.
 pub struct Identified {
     base: Base,
+    launch: Launch,
+    log: Arc<Log>,
     death: Death,
     qmp: Qmp,
     relay: Relay,
@@ -106,20 +143,21 @@ pub struct Running {
 
 /// Makes everything ready. The books say what, before it is made.
 pub async fn prepare(
-    launch: Launch,
+    ground: Ground<'_>,
+    disk: disk::Opened,
     shared: Arc<Shared>,
     books: Arc<Books>,
-) -> anyhow::Result<Prepared> {
+) -> anyhow::Result<Prepared<'_>> {
     shared.stage("golden");
-    let place = golden::place(&launch.golden)?;
+    let place = golden::place(ground.golden)?;
     // Twice the machine's memory: the kernel charges whoever touches a page of golden memory
     // first, beside the machine's own copy of it (see `Snapshot`).
     let memory_mb =
-        2 * u64::from(launch.golden.memory.0) + qemu::TRANSLATION_MB + qemu::OVERHEAD_MB;
+        2 * u64::from(ground.golden.memory.0) + qemu::TRANSLATION_MB + qemu::OVERHEAD_MB;
     let limits = Limits { memory_bytes: memory_mb << 20, pids: THREADS_MAX };
-    match Host::detect().make(&launch.cgroup, limits) {
+    match Host::detect().make(ground.cgroup, limits) {
         Ok(group) => books.update(|record| record.group = group)?,
-        Err(error) if launch.require_limits => {
+        Err(error) if ground.require_limits => {
             return Err(error).context("its limits can't be enforced");
         }
         Err(error) => {
@@ -127,35 +165,30 @@ pub async fn prepare(
             books.update(|record| record.group = Group::default())?;
         }
     }
-    let uid = qemu::own_uid(launch.instance_id.as_str());
-    let disk = disk::open(&launch.disk, uid)?;
-    let log = Log::open(&launch.log_dir, launch.instance_id.clone())
-        .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
-    let (lease, ready) = golden::obtain(&launch.golden, &place).await?;
+    let (lease, ready) = golden::obtain(ground.golden, &place).await?;
     books.hold(lease.held);
     let golden = lease.snapshot;
     tracing::info!(key = ready.key, cached = ready.cached, ms = ready.elapsed_ms, "golden");
-    let base = Base { launch, shared, books, log: Arc::new(log) };
-    Ok(Prepared { base, place, golden, disk, uid })
+    Ok(Prepared { base: Base { shared, books }, ground, place, golden, disk })
 }
 
-impl Prepared {
+impl Prepared<'_> {
     /// Starts the clone. The process is put into `child` at once, whatever comes after.
     pub async fn boot(self, child: &mut Option<Child>) -> anyhow::Result<Booted> {
-        let Prepared { base, place, golden, mut disk, uid } = self;
+        let Prepared { base, ground, place, golden, mut disk } = self;
         base.shared.stage("clone");
         let parts = Parts {
             memory: golden.memory,
-            base: snapshot::open_shared(&base.launch.golden.base)?,
+            base: snapshot::open_shared(&ground.golden.base)?,
             disk: disk.file.try_clone()?,
-            kernel: snapshot::open_shared(&base.launch.golden.kernel)?,
+            kernel: snapshot::open_shared(&ground.golden.kernel)?,
             initrd: None,
             state: Some(golden.state),
         };
         let cgroups = base.books.record().group.doors().context("can't open its cgroups")?;
-        let cage = Cage { cgroups, uid, file_size_max: Some(disk.bytes) };
+        let cage = Cage { cgroups, uid: ground.uid };
         let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
-        let program = &base.launch.golden.qemu;
+        let program = &ground.golden.qemu;
         let vmm = qemu::start(program, place.shape, Birth::Clone, parts, cage)?;
         let death = vmm.child.death();
         let pid = vmm.child.pid().as_raw_nonzero().get();
@@ -170,7 +203,7 @@ impl Prepared {
             record.clock = Some(clock);
         })?;
         alive(&death, restore(&qmp, vmm.state_fd)).await?;
-        Ok(Booted { base, death, qmp, relay, frozen, disk })
+        Ok(Booted { base, child: pid, death, qmp, relay, frozen, disk })
     }
 }
 
@@ -200,10 +233,50 @@ pub async fn restore(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
 }
 
 impl Booted {
+    /// Has a spare do what every machine does first. It stays a twin: what it reads and translates
+    /// is the same in all, and nothing of it is kept.
+    pub async fn warm(mut self) -> anyhow::Result<Booted> {
+        self.base.shared.stage("warm");
+        let size = json!({"node-name": qemu::DISK_NODE, "size": self.disk.bytes});
+        let warm = Warm { disk_bytes: self.disk.bytes };
+        let work = async {
+            let resize = self.qmp.execute("block_resize", size);
+            let (resized, formatted, session) =
+                tokio::join!(resize, self.disk.finish(), self.relay.session());
+            resized?;
+            formatted?;
+            let session = session?;
+            let _: Value = session.peer.call(method::WARM, &warm, WARM_DEADLINE).await?;
+            anyhow::Ok(())
+        };
+        alive(&self.death, work).await?;
+        self.base.shared.state.send_replace(MachineState::Spare);
+        Ok(self)
+    }
+
+    /// Makes a spare the machine that is asked for: its disk gets its place and its size, and what
+    /// it used until now is nobody's.
+    pub fn claim(&mut self, launch: &Launch) -> anyhow::Result<()> {
+        let before = self.base.books.sample();
+        let run_dir = self.base.books.follow(launch.instance_id.as_str())?;
+        self.disk.settle(&run_dir.join(run_dir::SPARE_DISK), &launch.disk)?;
+        let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
+        self.base.books.update(|record| {
+            record.disk = launch.disk.path.clone();
+            record.clock = Some(clock);
+            record.cpu_before_ns = before.cpu_ns;
+        })?;
+        self.base.books.restart();
+        self.disk.begin()
+    }
+
     /// Gives the clone what no other clone has. Nothing but the harness ran in it until now.
-    pub async fn identify(self) -> anyhow::Result<Identified> {
-        let Booted { base, death, qmp, relay, frozen, mut disk } = self;
+    pub async fn identify(self, launch: Launch) -> anyhow::Result<Identified> {
+        let Booted { base, child, death, qmp, relay, frozen, mut disk } = self;
         base.shared.stage("identify");
+        let log = Log::open(&launch.log_dir, launch.instance_id.clone())
+            .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
+        qemu::limit_files(child, disk.bytes)?;
         let size = json!({"node-name": qemu::DISK_NODE, "size": disk.bytes});
         let disk_bytes = disk.bytes;
         let work = async {
@@ -219,30 +292,31 @@ impl Booted {
             let identify = Identify {
                 unix_ns: unix_ns(),
                 entropy: STANDARD.encode(entropy),
-                hostname: base.launch.hostname.clone(),
+                hostname: launch.hostname.clone(),
                 machine_id: snapshot::hex(&machine_id),
-                boot_id: base.launch.boot_id.clone(),
+                boot_id: launch.boot_id.clone(),
                 disk_bytes,
             };
             let identified: IdentifiedAnswer =
                 session.peer.call(method::IDENTIFY, &identify, IDENTIFY_DEADLINE).await?;
             // What is said inside is only told on when it is what we said.
             anyhow::ensure!(
-                identified.boot_id == base.launch.boot_id,
+                identified.boot_id == launch.boot_id,
                 "the machine shows another boot id than it was given"
             );
             anyhow::Ok(identified.boot_id)
         };
         let boot_id = alive(&death, work).await?;
-        Ok(Identified { base, death, qmp, relay, frozen, boot_id })
+        let log = Arc::new(log);
+        Ok(Identified { base, launch, log, death, qmp, relay, frozen, boot_id })
     }
 }
 
 impl Identified {
     /// Puts the CPU quota in force and starts the primary process.
     pub async fn run(self) -> anyhow::Result<Running> {
-        let Identified { base, death, qmp, relay, frozen, boot_id } = self;
-        let Base { launch, shared, books, log } = base;
+        let Identified { base, launch, log, death, qmp, relay, frozen, boot_id } = self;
+        let Base { shared, books } = base;
         shared.stage("run");
         match books.record().group.set_quota(launch.cpu) {
             Err(error) if launch.require_limits => {

@@ -30,6 +30,7 @@ impl Meter {
     pub fn sample(&mut self, record: &Record) -> Sample {
         let pid = record.qemu.map(|q| q.pid);
         let cpu_ns = record.group.cpu_ns().or_else(|| process_cpu_ns(pid?)).unwrap_or(0);
+        let cpu_ns = cpu_ns.saturating_sub(record.cpu_before_ns);
         let resident = pid.and_then(resident).unwrap_or(0);
         let mut memory = 0;
         if resident > self.looked_at + GROWTH {

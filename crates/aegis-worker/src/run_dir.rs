@@ -51,6 +51,9 @@ pub struct Record {
     pub memory_bytes: u64,
     /// Its clock, once it runs.
     pub clock: Option<ClockRecord>,
+    /// CPU time that it took as a spare, before it was anybody's, nanoseconds.
+    #[serde(default)]
+    pub cpu_before_ns: u64,
 }
 
 /// When the machine ran, in milliseconds of the host's monotonic clock.
@@ -81,7 +84,7 @@ pub fn monotonic_ms() -> u64 {
 /// A run directory that this worker owns, as long as it lives.
 pub struct RunDir {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl RunDir {
@@ -100,7 +103,22 @@ impl RunDir {
         anyhow::ensure!(there.is_some(), "{} was removed: this machine was given up", at.display());
         let me = ProcessName::of(rustix::process::getpid().as_raw_nonzero().get());
         lock.write_all_at(&serde_json::to_vec(&me)?, 0)?;
-        Ok(RunDir { path: path.to_owned(), _lock: lock })
+        Ok(RunDir { path: path.to_owned(), lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Follows the directory, which was renamed; fails when this is another one.
+    pub fn follow(&mut self, to: PathBuf) -> anyhow::Result<()> {
+        let ours = self.lock.metadata()?;
+        let there = std::fs::metadata(to.join(run_dir::LOCK))
+            .with_context(|| format!("{} is not there", to.display()))?;
+        anyhow::ensure!(there.ino() == ours.ino(), "{} is another machine's", to.display());
+        self.path = to;
+        Ok(())
     }
 
     /// Writes what was made or is about to be.

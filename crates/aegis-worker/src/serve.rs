@@ -9,21 +9,23 @@ use std::time::{Duration, Instant};
 use aegis_wire::bounds::{
     RPC_DEADLINE, WORKER_GENERATION, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX,
 };
-use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
-use aegis_wire::worker::{EndReason, Ended, Event, Launch, MachineState, Reply, Request};
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_METHOD, RpcError};
+use aegis_wire::worker::{
+    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Spare, run_dir,
+};
 use anyhow::Context as _;
-use tokio::io::{AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cgroup::Host;
 use crate::child::Child;
 use crate::exec::{self, Asker};
 use crate::life::{Books, Live, Shared, conflict};
-use crate::machine::{self, End, Running};
+use crate::machine::{self, End, Ground, Running};
 use crate::run_dir::{ProcessName, Record, RunDir};
-use crate::{lines, logs, port, snapshot};
+use crate::{disk, lines, logs, port, snapshot};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 512;
@@ -44,19 +46,19 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener).context("fd 0 is not a listening socket")?;
     let shared = Arc::new(Shared::new());
-    let (launch_in, mut launches) = mpsc::channel::<Launch>(1);
-    let serving = tokio::spawn(accept(listener, Arc::clone(&shared), launch_in));
-    let launch = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, launches.recv())
+    let (birth_in, mut births) = mpsc::channel::<Birth>(1);
+    let serving = tokio::spawn(accept(listener, Arc::clone(&shared), birth_in));
+    let birth = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, births.recv())
         .await
         .ok()
         .flatten()
         .context("nobody said launch")?;
     // Later launches are refused: nobody receives them.
-    drop(launches);
+    drop(births);
     let mut child = None;
-    let books = open_books(&launch, run_dir);
+    let books = open_books(&birth, run_dir);
     let end = match &books {
-        Ok(books) => live(launch, &shared, Arc::clone(books), &mut child).await,
+        Ok(books) => live(birth, &shared, Arc::clone(books), &mut child).await,
         Err(error) => boot_failed(format!("{error:#}")),
     };
     bury(end, &shared, books.ok(), child).await;
@@ -65,35 +67,85 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_books(launch: &Launch, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
+/// How a machine begins.
+enum Birth {
+    /// Somebody's.
+    Launch(Box<Launch>),
+    /// Nobody's, until its launch comes.
+    Spare(Box<Spare>, oneshot::Receiver<Box<Launch>>),
+}
+
+fn open_books(birth: &Birth, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
+    let (generation, cgroup, golden, disk) = match birth {
+        Birth::Launch(l) => (l.generation, &l.cgroup, &l.golden, l.disk.path.clone()),
+        Birth::Spare(s, _) => {
+            (s.generation, &s.cgroup, &s.golden, run_dir.path().join(run_dir::SPARE_DISK))
+        }
+    };
     anyhow::ensure!(
-        launch.generation == WORKER_GENERATION,
-        "aegisd speaks generation {} of the worker protocol, this worker {WORKER_GENERATION}",
-        launch.generation,
+        generation == WORKER_GENERATION,
+        "aegisd speaks generation {generation} of the worker protocol, this worker {WORKER_GENERATION}",
     );
     let record = Record {
         worker: ProcessName::of(rustix::process::getpid().as_raw_nonzero().get()),
-        group: Host::detect().places(&launch.cgroup)?,
+        group: Host::detect().places(cgroup)?,
         qemu: None,
-        disk: launch.disk.path.clone(),
-        memory_bytes: launch.golden.memory.bytes(),
+        disk,
+        memory_bytes: golden.memory.bytes(),
         clock: None,
+        cpu_before_ns: 0,
     };
     Ok(Arc::new(Books::open(run_dir, record)?))
 }
 
+/// Boots what is launched, and identifies and runs it.
+async fn bear(
+    launch: Launch,
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+    child: &mut Option<Child>,
+) -> anyhow::Result<Running> {
+    let ground = Ground::of(&launch);
+    let disk = disk::open(&launch.disk, ground.uid)?;
+    let booted = machine::prepare(ground, disk, shared, books).await?.boot(child).await?;
+    booted.identify(launch).await?.run().await
+}
+
+/// Boots a spare, waits for its launch, and goes on with it.
+async fn bear_spare(
+    spare: Spare,
+    launch: oneshot::Receiver<Box<Launch>>,
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+    child: &mut Option<Child>,
+) -> anyhow::Result<Running> {
+    let ground = Ground::of_spare(&spare);
+    let disk = Disk { path: books.record().disk, bytes: spare.disk_bytes };
+    let disk = disk::open(&disk, ground.uid)?;
+    let booted = machine::prepare(ground, disk, shared, books).await?.boot(child).await?;
+    let mut booted = booted.warm().await?;
+    let launch = *launch.await.context("it was not needed any more")?;
+    anyhow::ensure!(launch.golden == spare.golden, "a spare of another kind was launched");
+    booted.claim(&launch)?;
+    booted.identify(launch).await?.run().await
+}
+
 /// The machine's whole life.
 async fn live(
-    launch: Launch,
+    birth: Birth,
     shared: &Arc<Shared>,
     books: Arc<Books>,
     child: &mut Option<Child>,
 ) -> End {
     let mut stop = shared.stop.subscribe();
     let birth = async {
-        let prepared = machine::prepare(launch, Arc::clone(shared), books).await?;
-        let booted = prepared.boot(child).await?;
-        booted.identify().await?.run().await
+        let shared = Arc::clone(shared);
+        match birth {
+            Birth::Launch(launch) => bear(*launch, shared, books, child).await,
+            Birth::Spare(spare, launch) => {
+                bear_spare(*spare, launch, shared, books, child).await
+            }
+        }
     };
     let born: Option<anyhow::Result<Running>> = tokio::select! {
         biased;
@@ -156,7 +208,7 @@ async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>, child: Optio
 async fn accept(
     listener: UnixListener,
     shared: Arc<Shared>,
-    launches: mpsc::Sender<Launch>,
+    births: mpsc::Sender<Birth>,
 ) -> JoinSet<()> {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
@@ -169,9 +221,9 @@ async fn accept(
         tokio::select! {
             (slot, accepted) = next => {
                 let Ok((stream, _)) = accepted else { continue };
-                let (shared, launches) = (Arc::clone(&shared), launches.clone());
+                let (shared, births) = (Arc::clone(&shared), births.clone());
                 connections.spawn(async move {
-                    if let Err(error) = serve(stream, &shared, launches).await {
+                    if let Err(error) = serve(stream, &shared, births).await {
                         tracing::debug!(%error, "a connection broke");
                     }
                     drop(slot);
@@ -191,7 +243,7 @@ async fn farewell(connections: &mut JoinSet<()>) {
 async fn serve(
     stream: UnixStream,
     shared: &Arc<Shared>,
-    launches: mpsc::Sender<Launch>,
+    births: mpsc::Sender<Birth>,
 ) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let line = tokio::time::timeout(RPC_DEADLINE, lines::read(&mut stream, WORKER_LINE_MAX)).await;
@@ -205,10 +257,17 @@ async fn serve(
         }
     };
     match request {
-        Request::Launch(launch) => match launches.try_send(*launch) {
+        Request::Launch(launch) => match births.try_send(Birth::Launch(launch)) {
             Ok(()) => watch(stream, shared).await,
             Err(_) => refuse(&mut stream, conflict("it was launched already")).await,
         },
+        Request::Prepare(spare) => {
+            let (launch_in, launch) = oneshot::channel();
+            match births.try_send(Birth::Spare(spare, launch)) {
+                Ok(()) => serve_spare(stream, shared, launch_in).await,
+                Err(_) => refuse(&mut stream, conflict("it was launched already")).await,
+            }
+        }
         Request::Watch => watch(stream, shared).await,
         Request::Freeze => {
             let done = match living(shared) {
@@ -238,12 +297,63 @@ async fn serve(
             Ok(live) => serve_port(&live, stream, port).await,
             Err(error) => refuse(&mut stream, error).await,
         },
+        Request::Broker | Request::GuestStream { .. } | Request::RenewToken { .. } => {
+            let text = "this worker does not serve its machine's own calls";
+            refuse(&mut stream, RpcError::new(CODE_METHOD, text)).await
+        }
     }
+}
+
+/// Tells how far a spare is, until its launch is said; then goes on as a watch. Who leaves before
+/// ends it.
+async fn serve_spare(
+    stream: Stream,
+    shared: &Shared,
+    launch_in: oneshot::Sender<Box<Launch>>,
+) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut state = shared.state.subscribe();
+    state.mark_changed();
+    let line = {
+        let mut read = BufReader::new(&mut read);
+        let mut line = std::pin::pin!(lines::read(&mut read, WORKER_LINE_MAX));
+        loop {
+            tokio::select! {
+                biased;
+                line = &mut line => break line?,
+                Ok(()) = state.changed() => {
+                    let now = state.borrow_and_update().clone();
+                    let ended = matches!(now, MachineState::Ended(_));
+                    lines::write(&mut write, &Event::State(now)).await?;
+                    if ended {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    };
+    let Some(line) = line else { return Ok(()) };
+    let Ok(launch) = serde_json::from_slice(&line) else {
+        let text = "a spare expects its launch";
+        let reply = Reply::error(RpcError::new(CODE_INVALID, text));
+        return lines::write(&mut write, &reply).await;
+    };
+    // Nobody there to take it: then the watch tells how it ended.
+    let _ = launch_in.send(launch);
+    tell(read, write, shared).await
 }
 
 /// Lines of events, the present state first, until the end or until the watcher leaves.
 async fn watch(stream: Stream, shared: &Shared) -> io::Result<()> {
-    let (mut read, mut write) = tokio::io::split(stream);
+    let (read, write) = tokio::io::split(stream);
+    tell(read, write, shared).await
+}
+
+async fn tell(
+    mut read: ReadHalf<Stream>,
+    mut write: WriteHalf<Stream>,
+    shared: &Shared,
+) -> io::Result<()> {
     let (mut state, mut usage) = (shared.state.subscribe(), shared.usage.subscribe());
     state.mark_changed();
     let mut ignored = [0; 64];

@@ -20,6 +20,11 @@ pub const CODE_NOT_FOUND: i32 = -32003;
 /// Not in a state for that.
 pub const CODE_CONFLICT: i32 = -32004;
 
+/// Over a rate.
+pub const CODE_RATE: i32 = -32005;
+/// Nobody there to answer, or no room, for now.
+pub const CODE_UNAVAILABLE: i32 = -32006;
+
 /// A message in either direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {

@@ -63,7 +63,7 @@ impl Link {
         if self.watch.is_some() {
             return match &self.state {
                 // A worker that nobody launched: its daemon died in between. It ends by itself.
-                MachineState::Waiting => Seen::Leftovers,
+                MachineState::Waiting | MachineState::Spare => Seen::Leftovers,
                 MachineState::Booting { .. } => Seen::Booting,
                 MachineState::Running { .. } => Seen::Running,
                 MachineState::Frozen { .. } => Seen::Frozen,

@@ -1,0 +1,2 @@
+//! `aegis-mcp-guest`.
+fn main() {}
