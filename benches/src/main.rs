@@ -21,15 +21,17 @@ const LOAD: Duration = Duration::from_secs(5);
 
 fn main() -> anyhow::Result<()> {
     let mut figures = Figures::new();
-    let house = House::new(FREE_RATE);
-    // The golden image exists before anything is timed.
+    let house = House::new(&format!("[machines]\nspares = 1\n{FREE_RATE}"));
+    // The golden image exists before anything is timed, and with it the first spare.
     let first = house.guest(machine());
     house.until(id(&first), "running");
     kill(&house, &first);
+    until_spare(&house);
 
     let floor = figures.samples("bare clone to first RPC (floor)", clone_floor(house.home())?);
     let (mut running, mut exec, mut round_trip, mut kills) = (vec![], vec![], vec![], vec![]);
     for _ in 0..SERIAL {
+        until_spare(&house);
         let one = flow(&house);
         running.push(one.running_ms);
         exec.push(one.exec_ms);
@@ -41,6 +43,18 @@ fn main() -> anyhow::Result<()> {
     figures.one("redeem to first exec answer / floor", exec / floor, "times");
     figures.samples("exec round trip (/bin/true)", round_trip);
     figures.samples("kill to verified answer, serial", kills);
+    let bare = House::new(FREE_RATE);
+    let (mut running, mut exec) = (vec![], vec![]);
+    for _ in 0..SERIAL {
+        let one = flow(&bare);
+        running.push(one.running_ms);
+        exec.push(one.exec_ms);
+        kill(&bare, &one.guest);
+    }
+    figures.samples("redeem to running, no spare", running);
+    let exec = figures.samples("redeem to first exec answer, no spare", exec);
+    figures.one("redeem to first exec answer / floor, no spare", exec / floor, "times");
+    drop(bare);
 
     for at_once in [20, 50] {
         let done: Vec<Flow> = std::thread::scope(|scope| {
@@ -51,7 +65,7 @@ fn main() -> anyhow::Result<()> {
         figures.samples(&name("running"), done.iter().map(|f| f.running_ms).collect());
         figures.samples(&name("first exec answer"), done.iter().map(|f| f.exec_ms).collect());
         if at_once == 20 {
-            let kb: Vec<f64> = done.iter().map(|f| memory_kb(&f.vm)).collect();
+            let kb: Vec<f64> = done.iter().map(|f| memory_kb(house.home(), &f.vm)).collect();
             let mean = kb.iter().sum::<f64>() / kb.len() as f64 / 1024.0;
             figures.one("memory of one of 20 idle machines (PSS, with worker)", mean, "MiB");
         }
@@ -144,25 +158,22 @@ fn clone_floor(home: &Path) -> anyhow::Result<Vec<f64>> {
     Ok(list.iter().filter_map(Value::as_f64).collect())
 }
 
-/// Proportional memory of a machine's worker and its QEMU, KiB.
-fn memory_kb(vm: &str) -> f64 {
-    let mut total = 0.0;
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let path = entry.path();
-        let Ok(line) = std::fs::read(path.join("cmdline")) else { continue };
-        if !String::from_utf8_lossy(&line).contains(vm) {
-            continue;
-        }
-        let pid = entry.file_name().into_string().unwrap();
-        let children = std::fs::read_to_string(path.join(format!("task/{pid}/children")));
-        let children = children.unwrap_or_default();
-        for pid in children.split_whitespace().chain([pid.as_str()]) {
-            let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-            let rollup = rollup.unwrap_or_default();
-            let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:"));
-            let kb = pss.and_then(|l| l.trim().trim_end_matches(" kB").parse::<f64>().ok());
-            total += kb.unwrap_or(0.0);
-        }
+/// Waits for a spare machine, as a host that is not asked for one machine right after another has.
+fn until_spare(house: &House) {
+    while house.socket().get("/v1/status").expect(200)["tasks"]["spares"] == "0" {
+        std::thread::sleep(Duration::from_millis(10));
     }
-    total
+}
+
+/// Proportional memory of a machine's worker and its QEMU, KiB.
+fn memory_kb(home: &Path, vm: &str) -> f64 {
+    let text = std::fs::read(home.join("run").join(vm).join("machine.json")).unwrap();
+    let record: Value = serde_json::from_slice(&text).unwrap();
+    let processes = ["worker", "qemu"].map(|name| &record[name]["pid"]);
+    let pss = processes.into_iter().map(|pid| {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap();
+        pss.trim().trim_end_matches(" kB").parse::<f64>().unwrap()
+    });
+    pss.sum()
 }

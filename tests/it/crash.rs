@@ -16,7 +16,7 @@ const CODES: usize = 3;
 /// The daemon dies within this of the start of the load.
 const LATEST: Duration = Duration::from_millis(1500);
 
-const SETTINGS: &str = "[rate_limit]\nper_second = 0\n";
+const SETTINGS: &str = "[machines]\nspares = 1\n[rate_limit]\nper_second = 0\n";
 
 fn small() -> Value {
     json!({"resourceLimits": {"maxCpuCores": 1, "maxMemoryMB": 256, "maxDiskGB": 0.3}})
@@ -164,9 +164,14 @@ fn sweep(house: &House, steady: &str, vm: &str) {
         .iter()
         .map(|i| i["id"].as_str().unwrap().to_owned())
         .collect();
-    wait_until("every run directory has its record", Duration::from_secs(10), || {
-        look::run_directories(house.home()).iter().all(|id| known.contains(id))
-    });
+    wait_until(
+        "every run directory has its record, but a spare's",
+        Duration::from_secs(10),
+        || {
+            let there = look::run_directories(house.home());
+            there.iter().filter(|id| !known.contains(*id)).count() <= 1
+        },
+    );
     let guests = house.host().get("/couch/guests").expect(200);
     for guest in guests["guests"].as_array().unwrap() {
         let id = guest["id"].as_str().unwrap();
@@ -176,12 +181,17 @@ fn sweep(house: &House, steady: &str, vm: &str) {
         }
     }
     wait_until("only the steady machine is left", Duration::from_secs(15), || {
-        look::run_directories(house.home()) == [vm.to_owned()]
+        let there = look::run_directories(house.home());
+        // A spare, or two while one is given up, is nobody's.
+        let spares = there.iter().filter(|id| !known.contains(*id)).count();
+        there.contains(&vm.to_owned())
+            && there.len() == 1 + spares
             && look::disks(house.home()).len() == 1
-            && house.machine_processes().len() == 2
+            && house.machine_processes().len() <= 2 + 2 * spares
+            && look::cgroups_below(&look::cgroup_of_home(house.home()))
+                .iter()
+                .all(|c| there.iter().any(|id| c.ends_with(id)))
     });
-    let below = look::cgroups_below(&look::cgroup_of_home(house.home()));
-    assert!(below.iter().all(|c| c.ends_with(vm)), "{below:?}");
     for guest in
         house.host().get("/couch/guests?status=revoked").expect(200)["guests"].as_array().unwrap()
     {

@@ -9,5 +9,6 @@ mod crash;
 mod doors;
 mod guest;
 mod host;
+mod spares;
 mod tidy;
 mod values;

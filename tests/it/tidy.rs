@@ -10,13 +10,14 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
     ("aegisd", &["aegis-rules", "aegis-wire"]),
     ("aegis-worker", &["aegis-wire"]),
     ("aegis-harness", &["aegis-wire"]),
     ("aegis-cli", &["aegis-wire"]),
+    ("aegis-mcp-guest", &["aegis-wire"]),
     ("aegis-tests", &["aegis-wire"]),
     ("aegis-bench", &["aegis-wire", "aegis-tests"]),
 ];

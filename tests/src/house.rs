@@ -33,6 +33,8 @@ const REAP_MS: u64 = 10_000;
 pub struct House {
     home: TempDir,
     no_auth: bool,
+    /// Whether the settings speak of spare machines; else none are made, as no test counts them.
+    spares: bool,
     daemon: Option<Child>,
     address: Option<SocketAddr>,
 }
@@ -59,7 +61,13 @@ impl House {
             }
             symlink(golden::directory(), home.path().join("golden")).unwrap();
         }
-        let mut house = House { home, no_auth, daemon: None, address: None };
+        let mut house = House {
+            home,
+            no_auth,
+            spares: settings.contains("spares"),
+            daemon: None,
+            address: None,
+        };
         house.start();
         house
     }
@@ -79,6 +87,9 @@ impl House {
             command.arg("--no-auth");
         }
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        if !self.spares {
+            command.env("AEGIS_SPARES", "0");
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let data = self.home().join("data");
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();

@@ -155,7 +155,7 @@ pub struct Spare {
     pub id: InstanceId,
     /// What its golden snapshot is made of; a launch must ask for the same.
     pub golden: Golden,
-    /// Size of the disk that it will most likely get.
+    /// Size of its disk; a launch must ask for the same.
     pub disk_bytes: DiskBytes,
     /// As in [`Launch::cgroup`]; kept when it is launched.
     pub cgroup: String,

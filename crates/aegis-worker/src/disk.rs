@@ -92,30 +92,14 @@ pub fn allocated(path: &Path) -> u64 {
 }
 
 impl Opened {
-    /// Gives the disk of a spare machine, which lies at `from`, its place and its size. Where the
-    /// size is another one than was expected, the file system is to be made anew.
-    pub fn settle(&mut self, from: &Path, to: &Disk) -> anyhow::Result<()> {
-        let wanted = whole_sectors(to)?;
-        anyhow::ensure!(!to.path.exists(), "{} is there already", to.path.display());
-        if let Some(directory) = to.path.parent() {
+    /// Gives the disk of a spare machine, which lies at `from`, its place.
+    pub fn settle(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(!to.exists(), "{} is there already", to.display());
+        if let Some(directory) = to.parent() {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("can't make {}", directory.display()))?;
         }
-        let name = |at: &Path| {
-            std::fs::rename(from, at).with_context(|| format!("can't make {}", at.display()))
-        };
-        if self.bytes == wanted {
-            return name(&to.path);
-        }
-        let temporary = temporary(&to.path);
-        name(&temporary)?;
-        // Emptied first: nothing of the old file system is left between the parts of the new one.
-        rustix::fs::ftruncate(&self.file, 0)?;
-        rustix::fs::ftruncate(&self.file, wanted)
-            .with_context(|| format!("can't make a disk of {wanted} bytes"))?;
-        self.bytes = wanted;
-        self.making = Some(Making { child: None, temporary, path: to.path.clone() });
-        Ok(())
+        std::fs::rename(from, to).with_context(|| format!("can't make {}", to.display()))
     }
 
     /// Begins to make the file system where there is none.
@@ -192,24 +176,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_spare_disk_becomes_whatever_is_wanted() {
+    async fn a_spare_disk_gets_its_place_once() {
         let dir = tempfile::tempdir().unwrap();
-        for (n, bytes) in [500_000_000, 800_000_000, 300_000_000].into_iter().enumerate() {
-            let spare = Disk { path: dir.path().join("spare"), bytes: DiskBytes(500_000_000) };
+        let spare = Disk { path: dir.path().join("spare"), bytes: DiskBytes(500_000_000) };
+        let own = dir.path().join("deep/disk");
+        for free in [true, false] {
             let mut disk = open(&spare, None).unwrap();
             disk.begin().unwrap();
             disk.finish().await.unwrap();
-            let own = Disk { path: dir.path().join(format!("{n}/disk")), bytes: DiskBytes(bytes) };
-            disk.settle(&spare.path, &own).unwrap();
-            disk.begin().unwrap();
-            disk.finish().await.unwrap();
-            let size = std::fs::metadata(&own.path).unwrap().len();
-            assert_eq!((size, disk.bytes), (bytes / 512 * 512, bytes / 512 * 512));
-            assert!(!spare.path.exists());
-            let check = Command::new("/usr/sbin/e2fsck").args(["-fn"]).arg(&own.path).output();
-            assert!(check.unwrap().status.success(), "{bytes}");
-            assert!(open(&spare, None).unwrap().settle(&spare.path, &own).is_err(), "taken");
-            std::fs::remove_file(temporary(&spare.path)).unwrap();
+            assert_eq!(disk.settle(&spare.path, &own).is_ok(), free);
+            assert_eq!(spare.path.exists(), !free);
         }
+        let check = Command::new("/usr/sbin/e2fsck").args(["-fn"]).arg(&own).output();
+        assert!(check.unwrap().status.success());
     }
 }

@@ -27,7 +27,7 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::cgroup::{Group, Host, Limits};
@@ -112,7 +112,6 @@ pub struct Prepared<'a> {
 /// A twin of all other clones.
 pub struct Booted {
     base: Base,
-    child: i32,
     death: Death,
     qmp: Qmp,
     relay: Relay,
@@ -186,7 +185,7 @@ impl Prepared<'_> {
             state: Some(golden.state),
         };
         let cgroups = base.books.record().group.doors().context("can't open its cgroups")?;
-        let cage = Cage { cgroups, uid: ground.uid };
+        let cage = Cage { cgroups, uid: ground.uid, file_size_max: Some(disk.bytes) };
         let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
         let program = &ground.golden.qemu;
         let vmm = qemu::start(program, place.shape, Birth::Clone, parts, cage)?;
@@ -203,7 +202,7 @@ impl Prepared<'_> {
             record.clock = Some(clock);
         })?;
         alive(&death, restore(&qmp, vmm.state_fd)).await?;
-        Ok(Booted { base, child: pid, death, qmp, relay, frozen, disk })
+        Ok(Booted { base, death, qmp, relay, frozen, disk })
     }
 }
 
@@ -247,6 +246,9 @@ impl Booted {
             formatted?;
             let session = session?;
             let _: Value = session.peer.call(method::WARM, &warm, WARM_DEADLINE).await?;
+            // It takes no time from anybody while it waits.
+            self.frozen.send_replace(true);
+            self.qmp.execute("stop", Value::Null).await?;
             anyhow::Ok(())
         };
         alive(&self.death, work).await?;
@@ -254,12 +256,20 @@ impl Booted {
         Ok(self)
     }
 
-    /// Makes a spare the machine that is asked for: its disk gets its place and its size, and what
-    /// it used until now is nobody's.
-    pub fn claim(&mut self, launch: &Launch) -> anyhow::Result<()> {
+    /// Waits for what a spare will be.
+    pub async fn wait_for(&self, launch: oneshot::Receiver<Box<Launch>>) -> anyhow::Result<Launch> {
+        let told = async { launch.await.context("it was not needed any more") };
+        alive(&self.death, told).await.map(|launch| *launch)
+    }
+
+    /// Makes a spare the machine that is asked for: its disk gets its place, and what it used until
+    /// now is nobody's.
+    pub async fn claim(&mut self, launch: &Launch) -> anyhow::Result<()> {
+        self.qmp.execute("cont", Value::Null).await?;
+        self.frozen.send_replace(false);
         let before = self.base.books.sample();
         let run_dir = self.base.books.follow(launch.instance_id.as_str())?;
-        self.disk.settle(&run_dir.join(run_dir::SPARE_DISK), &launch.disk)?;
+        self.disk.settle(&run_dir.join(run_dir::SPARE_DISK), &launch.disk.path)?;
         let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
         self.base.books.update(|record| {
             record.disk = launch.disk.path.clone();
@@ -267,16 +277,15 @@ impl Booted {
             record.cpu_before_ns = before.cpu_ns;
         })?;
         self.base.books.restart();
-        self.disk.begin()
+        Ok(())
     }
 
     /// Gives the clone what no other clone has. Nothing but the harness ran in it until now.
     pub async fn identify(self, launch: Launch) -> anyhow::Result<Identified> {
-        let Booted { base, child, death, qmp, relay, frozen, mut disk } = self;
+        let Booted { base, death, qmp, relay, frozen, mut disk } = self;
         base.shared.stage("identify");
         let log = Log::open(&launch.log_dir, launch.instance_id.clone())
             .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
-        qemu::limit_files(child, disk.bytes)?;
         let size = json!({"node-name": qemu::DISK_NODE, "size": disk.bytes});
         let disk_bytes = disk.bytes;
         let work = async {

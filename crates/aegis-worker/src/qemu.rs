@@ -83,6 +83,8 @@ pub struct Cage {
     pub cgroups: Vec<OwnedFd>,
     /// Run as this user and group id.
     pub uid: Option<u32>,
+    /// Largest file that it can write, bytes.
+    pub file_size_max: Option<u64>,
 }
 
 /// A running QEMU.
@@ -154,21 +156,13 @@ pub fn start(
             user: cage.uid.map(|id| User { id, groups }),
             die_with_parent: true,
             harden: true,
+            file_size_max: cage.file_size_max,
             ..Confine::default()
         },
     );
     let child =
         Child::spawn(command).with_context(|| format!("can't start {}", program.display()))?;
     Ok(Vmm { child, ctl, qmp, state_fd })
-}
-
-/// Says how large a file QEMU may write at most: no more than the machine's disk.
-pub fn limit_files(pid: i32, bytes: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, prlimit};
-    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    let pid = sys::pid(pid).context("QEMU has no process id")?;
-    prlimit(Some(pid), Resource::Fsize, limit).context("can't limit the size of QEMU's files")?;
-    Ok(())
 }
 
 /// The user id that a machine's QEMU runs as, when this process may choose: the same for the same

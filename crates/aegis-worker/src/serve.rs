@@ -124,9 +124,10 @@ async fn bear_spare(
     let disk = disk::open(&disk, ground.uid)?;
     let booted = machine::prepare(ground, disk, shared, books).await?.boot(child).await?;
     let mut booted = booted.warm().await?;
-    let launch = *launch.await.context("it was not needed any more")?;
-    anyhow::ensure!(launch.golden == spare.golden, "a spare of another kind was launched");
-    booted.claim(&launch)?;
+    let launch = booted.wait_for(launch).await?;
+    let same = launch.golden == spare.golden && launch.disk.bytes == spare.disk_bytes;
+    anyhow::ensure!(same, "a spare of another kind was launched");
+    booted.claim(&launch).await?;
     booted.identify(launch).await?.run().await
 }
 
@@ -142,9 +143,7 @@ async fn live(
         let shared = Arc::clone(shared);
         match birth {
             Birth::Launch(launch) => bear(*launch, shared, books, child).await,
-            Birth::Spare(spare, launch) => {
-                bear_spare(*spare, launch, shared, books, child).await
-            }
+            Birth::Spare(spare, launch) => bear_spare(*spare, launch, shared, books, child).await,
         }
     };
     let born: Option<anyhow::Result<Running>> = tokio::select! {

@@ -27,6 +27,8 @@ pub struct Confine {
     pub new_session: bool,
     /// No new privileges by exec, no core file, few descriptors.
     pub harden: bool,
+    /// Largest file that it can write, bytes.
+    pub file_size_max: Option<u64>,
 }
 
 /// Whom a child runs as.
@@ -49,6 +51,7 @@ pub fn confine(command: &mut Command, plan: Confine) {
     });
     let (join, keep) = (plan.join, plan.keep);
     let (die, session, harden) = (plan.die_with_parent, plan.new_session, plan.harden);
+    let file_size_max = plan.file_size_max;
     let work = move || -> io::Result<()> {
         if session {
             rustix::process::setsid()?;
@@ -62,6 +65,9 @@ pub fn confine(command: &mut Command, plan: Confine) {
         if harden {
             rustix::process::setrlimit(Resource::Core, limit(0))?;
             rustix::process::setrlimit(Resource::Nofile, limit(CHILD_FILES_MAX))?;
+        }
+        if let Some(bytes) = file_size_max {
+            rustix::process::setrlimit(Resource::Fsize, limit(bytes))?;
         }
         if let Some((uid, gid, groups)) = &user {
             rustix::thread::set_thread_groups(groups)?;

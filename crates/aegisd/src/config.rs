@@ -90,6 +90,8 @@ pub struct Machines {
     pub accel: Accel,
     /// Refuse to boot where limits can't be enforced.
     pub require_limits: bool,
+    /// Machines that are kept ready for whoever comes next, for each shape in use.
+    pub spares: usize,
 }
 
 /// A setting that can't be taken.
@@ -140,6 +142,7 @@ struct MachinesSection {
     modules: Option<PathBuf>,
     accel: Option<Accel>,
     require_limits: Option<bool>,
+    spares: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -178,6 +181,9 @@ pub fn home(flags: &Flags, env: &BTreeMap<String, String>) -> Result<PathBuf, Ba
     }
     Ok(home)
 }
+
+/// Most spare machines of a shape.
+const SPARES_MAX: usize = 16;
 
 /// Longest home for which every unix socket's path fits in the kernel's 107 bytes.
 pub const HOME_MAX: usize = 107 - "/run/inst-01ARZ3NDEKTSV4RRFFQ69G5FAV/worker.sock".len();
@@ -262,6 +268,13 @@ pub fn build(
         (Some(_), None) => None,
         (None, None) => Some(home.join("kernel/modules")),
     };
+    let spares = match var("AEGIS_SPARES") {
+        None => file.machines.spares.unwrap_or(1),
+        Some(word) => word.parse().unwrap_or(usize::MAX),
+    };
+    if spares > SPARES_MAX {
+        return Err(bad("machines.spares", format!("must be from 0 to {SPARES_MAX}")));
+    }
     let machines = Machines {
         programs: var("AEGIS_PROGRAMS")
             .map(PathBuf::from)
@@ -275,6 +288,7 @@ pub fn build(
         modules,
         accel,
         require_limits: file.machines.require_limits.unwrap_or(true),
+        spares,
     };
 
     let ports = file.ports.range.unwrap_or((20_000, 29_999));

@@ -136,6 +136,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let router = Router::default();
     let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone());
     lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
+    let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
     let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
     let doors = doors::open(listeners, app);
@@ -152,6 +153,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
     sweeper.abort();
+    pool.close().await;
     let _ = std::fs::remove_file(home.join("aegisd.sock"));
     Ok(())
 }

@@ -24,7 +24,12 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
     let code = hash(app.ctx.keys.invite_code(&id).as_str());
     let copy = id.clone();
     app.ctx.ledger.write("host", move |_| Ok((invite::create(ask, copy, code, now), ()))).await?;
-    stored_invite(app, &id)
+    let invite = stored_invite(app, &id)?;
+    // Whoever redeems it shall not wait for what can be made before.
+    if let Some(spec) = spec(&app.ctx.config, &invite, None) {
+        app.lifecycle.expect(&spec);
+    }
+    Ok(invite)
 }
 
 fn stored_invite(app: &App, id: &InviteId) -> Result<Invite, Error> {

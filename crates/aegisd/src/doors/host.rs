@@ -53,6 +53,7 @@ async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Ans
     let probe = app.probe.as_ref().as_ref();
     let mut tasks = BTreeMap::new();
     tasks.insert("drivers".to_owned(), app.lifecycle.drivers().to_string());
+    tasks.insert("spares".to_owned(), app.lifecycle.pool().ready().to_string());
     let shape = DaemonStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         backend: "qemu".to_owned(),

@@ -12,6 +12,7 @@ use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
 use tokio::sync::Notify;
 
 use super::link::{Link, News};
+use super::pool::Birth;
 use super::{Lifecycle, steps};
 use crate::ctx::{Ctx, Shared};
 use crate::ledger::{Error, Facts, WriteError};
@@ -26,7 +27,8 @@ const ACTOR: &str = "aegisd";
 
 /// Drives one instance until it is at rest without a machine.
 pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>) {
-    let mut driver = Driver { lifecycle, id, knock, link: Link::new(), usage_written: Time(0) };
+    let mut driver =
+        Driver { lifecycle, id, knock, link: Link::new(), usage_written: Time(0), birth: None };
     loop {
         match driver.turn().await {
             Ok(Turn::Again) => {}
@@ -50,6 +52,8 @@ struct Driver {
     knock: Arc<Notify>,
     link: Link,
     usage_written: Time,
+    /// While its machine is on the way.
+    birth: Option<Birth>,
 }
 
 enum Turn {
@@ -73,6 +77,9 @@ impl Driver {
         };
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);
         let seen = self.link.look(&ctx, &self.id).await;
+        if seen != Seen::Booting {
+            self.birth = None;
+        }
         if seen == Seen::Running || seen == Seen::Frozen || seen == Seen::Ended {
             self.catch_up(&instance, seen).await?;
         }
@@ -181,7 +188,9 @@ impl Driver {
         let interrupt = wanted_gone(Arc::clone(&ctx), self.id.clone(), knock, instance.wanted);
         match step {
             Step::Launch => {
-                let launched = steps::launch(&ctx, instance).await;
+                let pool = self.lifecycle.pool();
+                self.birth = Some(pool.birth());
+                let launched = steps::launch(&ctx, pool, instance).await;
                 match launched {
                     Ok(connection) => self.link.launched(connection),
                     Err(error) => {

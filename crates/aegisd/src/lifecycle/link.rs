@@ -100,7 +100,7 @@ impl Link {
             Some(event) => {
                 match &event {
                     // The worker has not read the launch yet that was said on this connection.
-                    Event::State(MachineState::Waiting) => {}
+                    Event::State(MachineState::Waiting | MachineState::Spare) => {}
                     Event::State(state) => self.state = state.clone(),
                     Event::Usage(_) => {}
                 }

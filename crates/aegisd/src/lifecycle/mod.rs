@@ -11,6 +11,7 @@
 mod adopt;
 mod driver;
 mod link;
+mod pool;
 mod steps;
 mod sweep;
 mod worker;
@@ -18,11 +19,13 @@ mod worker;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aegis_rules::instance::Spec;
 use aegis_wire::words::InstanceId;
 use tokio::sync::Notify;
 
 use crate::ctx::Shared;
 use crate::router::Router;
+use pool::Pool;
 
 pub use sweep::sweep;
 pub use worker::{WorkerError, exec, open_port, probe};
@@ -36,13 +39,15 @@ pub struct Lifecycle {
 struct Inner {
     ctx: Shared,
     router: Router,
+    pool: Pool,
     drivers: Mutex<HashMap<InstanceId, Arc<Notify>>>,
 }
 
 impl Lifecycle {
     /// A lifecycle without any driver yet.
     pub fn new(ctx: Shared, router: Router) -> Lifecycle {
-        Lifecycle { inner: Arc::new(Inner { ctx, router, drivers: Mutex::default() }) }
+        let pool = Pool::new(Arc::clone(&ctx));
+        Lifecycle { inner: Arc::new(Inner { ctx, router, pool, drivers: Mutex::default() }) }
     }
 
     /// Has the instance looked at, soon.
@@ -67,6 +72,19 @@ impl Lifecycle {
     /// How many drivers run.
     pub fn drivers(&self) -> usize {
         self.lock().len()
+    }
+
+    /// The spare machines.
+    pub fn pool(&self) -> &Pool {
+        &self.inner.pool
+    }
+
+    /// Somebody will most likely want such a machine: its snapshot and a spare are made.
+    pub fn expect(&self, spec: &Spec) {
+        // What is missing is told to whoever launches one.
+        if let Ok(golden) = steps::golden(&self.inner.ctx, spec) {
+            self.inner.pool.wish(golden, spec.disk);
+        }
     }
 
     /// Ends a driver's entry unless someone knocked since it looked last.

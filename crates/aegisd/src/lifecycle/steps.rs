@@ -1,7 +1,7 @@
 //! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
 //! holds no policy: what a fact means is for the rules.
 
-use aegis_rules::instance::{Fact, Instance};
+use aegis_rules::instance::{Fact, Instance, Spec};
 use aegis_wire::bounds::{
     GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
     WORKER_GENERATION,
@@ -10,6 +10,7 @@ use aegis_wire::channel::Run;
 use aegis_wire::words::{DurationMs, Usage};
 use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
 
+use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
 use crate::keys;
@@ -31,8 +32,13 @@ pub(super) fn usage(sample: &Sample) -> Usage {
     }
 }
 
-/// Starts a worker and says launch; what follows on the connection is its watch.
-pub(super) async fn launch(ctx: &Ctx, instance: &Instance) -> Result<Connection, WorkerError> {
+/// Gets a worker, started now or before, and says launch; what follows on the connection is its
+/// watch.
+pub(super) async fn launch(
+    ctx: &Ctx,
+    pool: &Pool,
+    instance: &Instance,
+) -> Result<Connection, WorkerError> {
     let program = |e: std::io::Error| WorkerError::Program(e.to_string());
     let spec = &instance.spec;
     let dir = ctx.instance_dir(&instance.id);
@@ -42,17 +48,7 @@ pub(super) async fn launch(ctx: &Ctx, instance: &Instance) -> Result<Connection,
     let launch = Launch {
         generation: WORKER_GENERATION,
         instance_id: instance.id.clone(),
-        golden: Golden {
-            dir: ctx.config.home.join("golden"),
-            qemu: machines.qemu.clone(),
-            kernel: machines.kernel.clone(),
-            modules: machines.modules.clone(),
-            harness: machines.programs.join("aegis-harness"),
-            base: image(ctx, spec.image.as_str())?,
-            vcpus: spec.cpu.vcpus(),
-            memory: spec.memory,
-            accel: machines.accel,
-        },
+        golden: golden(ctx, spec)?,
         cpu: spec.cpu,
         disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
         cgroup: cgroup(ctx, instance.id.as_str()),
@@ -70,8 +66,32 @@ pub(super) async fn launch(ctx: &Ctx, instance: &Instance) -> Result<Connection,
         await_port: spec.await_port.map(|p| p.get()),
         log_dir,
     };
+    // The next one will most likely be like this one.
+    pool.wish(launch.golden.clone(), spec.disk);
+    // A disk that was used before is not a spare's.
+    if !launch.disk.path.exists()
+        && let Some(connection) = pool.launch(&launch).await
+    {
+        return Ok(connection);
+    }
     worker::start(ctx, &instance.id).map_err(program)?;
     worker::say(ctx, &instance.id, &Request::Launch(Box::new(launch))).await
+}
+
+/// What a machine is cloned from.
+pub(super) fn golden(ctx: &Ctx, spec: &Spec) -> Result<Golden, WorkerError> {
+    let machines = &ctx.config.machines;
+    Ok(Golden {
+        dir: ctx.config.home.join("golden"),
+        qemu: machines.qemu.clone(),
+        kernel: machines.kernel.clone(),
+        modules: machines.modules.clone(),
+        harness: machines.programs.join("aegis-harness"),
+        base: image(ctx, spec.image.as_str())?,
+        vcpus: spec.cpu.vcpus(),
+        memory: spec.memory,
+        accel: machines.accel,
+    })
 }
 
 fn image(ctx: &Ctx, name: &str) -> Result<std::path::PathBuf, WorkerError> {

@@ -53,12 +53,20 @@ pub(super) async fn say(
     request: &Request,
 ) -> Result<Connection, WorkerError> {
     let socket = ctx.run_dir(id).join(run_dir::SOCKET);
-    let mut stream = UnixStream::connect(&socket).await.map_err(WorkerError::Gone)?;
-    let mut line =
-        serde_json::to_vec(request).map_err(|e| WorkerError::Gone(io::Error::other(e)))?;
+    let stream = UnixStream::connect(&socket).await.map_err(WorkerError::Gone)?;
+    let mut connection = BufReader::new(stream);
+    say_more(&mut connection, request).await?;
+    Ok(connection)
+}
+
+/// Says one more line on a connection.
+pub(super) async fn say_more<T: Serialize>(
+    connection: &mut Connection,
+    what: &T,
+) -> Result<(), WorkerError> {
+    let mut line = serde_json::to_vec(what).map_err(|e| WorkerError::Gone(io::Error::other(e)))?;
     line.push(b'\n');
-    stream.write_all(&line).await.map_err(WorkerError::Gone)?;
-    Ok(BufReader::new(stream))
+    connection.get_mut().write_all(&line).await.map_err(WorkerError::Gone)
 }
 
 /// Reads one line of at most [`WORKER_LINE_MAX`] bytes; `None` at the end.

@@ -1,0 +1,260 @@
+//! Spare machines: clones that were started, and rehearsed what every machine does first, before
+//! anybody asked for one. A launch that finds one of its kind only gives it an identity.
+//!
+//! ```text
+//! wish ──▶ Prepare ──▶ warm ──▶ spare ──▶ run/SPARE renamed to run/INSTANCE ──▶ Launch
+//!                                  └──▶ not needed: reaped
+//! ```
+//! No record bears a spare's id, and it ends with its connection: whatever happens to this daemon,
+//! a spare is a machine without a record, which adoption destroys. A launch that finds none, or one
+//! that fails in its hand, is a launch like any other. Spares are made while nobody waits for a
+//! machine, for the shapes that were asked for last.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aegis_wire::bounds::{KILL_VERIFY_DEADLINE, WORKER_GENERATION};
+use aegis_wire::words::{DiskBytes, InstanceId};
+use aegis_wire::worker::{Event, Golden, Launch, MachineState, Reap, Request, Spare};
+use futures_util::FutureExt as _;
+use tokio::io::AsyncBufReadExt as _;
+use tokio::task::JoinHandle;
+
+use super::steps;
+use super::worker::{self, Connection, WorkerError};
+use crate::ctx::{Ctx, Shared};
+use crate::keys;
+
+/// Shapes that have spares at a time; the one that was asked for longest ago loses its own.
+const SHAPES_MAX: usize = 2;
+/// A launch waits so long for a spare that is on its way: its own way would take as long.
+const WARMING_DEADLINE: Duration = Duration::from_millis(300);
+/// The host keeps so many times a spare's memory free, for those who are somebody's.
+const HEADROOM: u64 = 4;
+
+/// The spares of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ctx: Shared,
+    births: AtomicUsize,
+    shelves: Mutex<Vec<Shelf>>,
+}
+
+/// The spares of one shape.
+struct Shelf {
+    golden: Golden,
+    disk: DiskBytes,
+    slots: Vec<Slot>,
+}
+
+/// One spare, ready or on its way.
+struct Slot {
+    id: InstanceId,
+    work: JoinHandle<Option<Connection>>,
+}
+
+/// A machine is being born; while one is, no spare is begun.
+pub(super) struct Birth(Pool);
+
+impl Drop for Birth {
+    fn drop(&mut self) {
+        if self.0.inner.births.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.fill();
+        }
+    }
+}
+
+impl Pool {
+    /// An empty pool.
+    pub(super) fn new(ctx: Shared) -> Pool {
+        let inner = Inner { ctx, births: AtomicUsize::new(0), shelves: Mutex::default() };
+        Pool { inner: Arc::new(inner) }
+    }
+
+    /// How many spares wait for a launch.
+    pub fn ready(&self) -> usize {
+        self.shelves().iter().flat_map(|s| &s.slots).filter(|s| s.work.is_finished()).count()
+    }
+
+    /// Somebody is being born.
+    pub(super) fn birth(&self) -> Birth {
+        self.inner.births.fetch_add(1, Ordering::AcqRel);
+        Birth(self.clone())
+    }
+
+    /// Has spares made for a shape, once nobody is being born.
+    pub(super) fn wish(&self, golden: Golden, disk: DiskBytes) {
+        if self.inner.ctx.config.machines.spares == 0 {
+            return;
+        }
+        let given_up = {
+            let mut shelves = self.shelves();
+            let known = shelves.iter().position(|s| s.golden == golden && s.disk == disk);
+            let shelf = match known {
+                Some(at) => shelves.remove(at),
+                None => Shelf { golden, disk, slots: Vec::new() },
+            };
+            shelves.insert(0, shelf);
+            let kept = shelves.len().min(SHAPES_MAX);
+            shelves.split_off(kept)
+        };
+        for slot in given_up.into_iter().flat_map(|s| s.slots) {
+            tokio::spawn(discard(Arc::clone(&self.inner.ctx), slot));
+        }
+        self.fill();
+    }
+
+    /// Launches an instance on a spare, if there is one of its kind; what follows on the connection
+    /// is its watch.
+    pub(super) async fn launch(&self, launch: &Launch) -> Option<Connection> {
+        let mut slot = {
+            let mut shelves = self.shelves();
+            let fits = |s: &&mut Shelf| s.golden == launch.golden && s.disk == launch.disk.bytes;
+            let shelf = shelves.iter_mut().find(fits)?;
+            let ready = shelf.slots.iter().position(|s| s.work.is_finished()).unwrap_or(0);
+            (!shelf.slots.is_empty()).then(|| shelf.slots.swap_remove(ready))?
+        };
+        let ctx = &self.inner.ctx;
+        match tokio::time::timeout(WARMING_DEADLINE, &mut slot.work).await {
+            Ok(Ok(Some(connection))) => match claim(ctx, &slot.id, connection, launch).await {
+                Ok(connection) => return Some(connection),
+                Err(error) => tracing::warn!(spare = %slot.id, %error, "a spare failed"),
+            },
+            Ok(_) => {}
+            Err(_) => slot.work.abort(),
+        }
+        tokio::spawn(reap(Arc::clone(ctx), slot.id));
+        None
+    }
+
+    /// Gives up all spares; completes when they are gone.
+    pub async fn close(&self) {
+        let shelves = std::mem::take(&mut *self.shelves());
+        let ends = shelves.into_iter().flat_map(|s| s.slots);
+        let ctx = &self.inner.ctx;
+        futures_util::future::join_all(ends.map(|slot| discard(Arc::clone(ctx), slot))).await;
+    }
+
+    /// Begins what is missing, unless somebody is being born.
+    fn fill(&self) {
+        if self.inner.births.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        let ctx = &self.inner.ctx;
+        for shelf in self.shelves().iter_mut() {
+            while shelf.slots.len() < ctx.config.machines.spares {
+                if !has_room(shelf.golden.memory.bytes()) {
+                    tracing::info!("no spare machine is made: the host is short of memory");
+                    return;
+                }
+                let Ok(id) = keys::instance_id(ctx.now()) else { return };
+                let spare = Spare {
+                    generation: WORKER_GENERATION,
+                    id: id.clone(),
+                    golden: shelf.golden.clone(),
+                    disk_bytes: shelf.disk,
+                    cgroup: steps::cgroup(ctx, id.as_str()),
+                    require_limits: ctx.config.machines.require_limits,
+                };
+                let work = tokio::spawn(make(Arc::clone(ctx), spare));
+                shelf.slots.push(Slot { id, work });
+            }
+        }
+    }
+
+    fn shelves(&self) -> MutexGuard<'_, Vec<Shelf>> {
+        self.inner.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes one spare. One that can't be made is tried again after the next birth.
+async fn make(ctx: Shared, spare: Spare) -> Option<Connection> {
+    let id = spare.id.clone();
+    let work = async {
+        worker::start(&ctx, &id).map_err(WorkerError::Gone)?;
+        let mut connection = worker::say(&ctx, &id, &Request::Prepare(Box::new(spare))).await?;
+        loop {
+            match worker::read_line(&mut connection).await.map_err(WorkerError::Gone)? {
+                Some(Event::State(MachineState::Spare)) => return Ok(connection),
+                Some(Event::State(MachineState::Ended(ended))) => {
+                    return Err(WorkerError::Program(ended.message));
+                }
+                Some(_) => {}
+                None => return Err(WorkerError::Gone(std::io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+    };
+    match work.await {
+        Ok(connection) => Some(connection),
+        Err(error) => {
+            tracing::warn!(spare = %id, %error, "a spare machine could not be made");
+            None
+        }
+    }
+}
+
+/// Gives a spare its instance: from the rename on it is that instance's machine, found and reaped
+/// by its id.
+async fn claim(
+    ctx: &Ctx,
+    spare: &InstanceId,
+    mut connection: Connection,
+    launch: &Launch,
+) -> Result<Connection, WorkerError> {
+    // A spare says nothing after it was ready, but that it ended.
+    if connection.fill_buf().now_or_never().is_some() {
+        return Err(WorkerError::Gone(std::io::ErrorKind::BrokenPipe.into()));
+    }
+    std::fs::rename(ctx.run_dir(spare), ctx.run_dir(&launch.instance_id))
+        .map_err(WorkerError::Gone)?;
+    worker::say_more(&mut connection, launch).await?;
+    Ok(connection)
+}
+
+async fn discard(ctx: Shared, slot: Slot) {
+    slot.work.abort();
+    // Its connection is closed only when nothing of it runs any more.
+    let _ = slot.work.await;
+    reap(ctx, slot.id).await;
+}
+
+async fn reap(ctx: Shared, id: InstanceId) {
+    let ask = Reap {
+        run_dir: ctx.run_dir(&id),
+        cgroup: steps::cgroup(&ctx, id.as_str()),
+        disk: None,
+        deadline_ms: u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX),
+    };
+    match worker::reap(&ctx, &ask).await {
+        Ok(reaped) if reaped.remaining.is_empty() => {}
+        Ok(reaped) => tracing::error!(spare = %id, remaining = ?reaped.remaining, "spare"),
+        Err(error) => tracing::error!(spare = %id, %error, "spare"),
+    }
+}
+
+/// Whether the host has memory to spare.
+fn has_room(bytes: u64) -> bool {
+    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return false };
+    available(&text).is_some_and(|free| free >= bytes.saturating_mul(HEADROOM))
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kb: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kb.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn free_memory_is_read() {
+        let text = "MemTotal:       24000000 kB\nMemAvailable:   23000000 kB\n";
+        assert_eq!(super::available(text), Some(23_000_000 * 1024));
+        assert_eq!(super::available("MemTotal: 1 kB\n"), None);
+    }
+}
