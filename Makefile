@@ -5,19 +5,19 @@ TARGET ?= target
 DIST   ?= dist
 BIN    := $(DIST)/bin
 TRIPLE := x86_64-unknown-linux-gnu
-# PID 1 of every machine starts before there is any shared library.
+# What runs inside: PID 1 starts before there is any shared library, and no image need have one.
 STATIC := -C target-feature=+crt-static -C relocation-model=static
 # A home with kernel and base image, shared by tests and benchmarks.
 export AEGIS_TEST_ASSETS   ?= $(abspath $(TARGET))/assets
 export AEGIS_TEST_PROGRAMS ?= $(abspath $(BIN))
 
-.PHONY: build setup assets demo test bench fmt lint tools
+.PHONY: build setup assets demo test mcp-clients bench fmt lint tools
 
 build: tools
 	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-worker
-	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness
+	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness -p aegis-mcp-guest
 	install -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-worker
-	install -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness
+	install -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness $(TARGET)/harness/$(TRIPLE)/harness/aegis-mcp-guest
 
 tools:
 	@packaging/tools.sh
@@ -33,6 +33,10 @@ demo: build
 
 test: assets
 	packaging/test.sh --target-dir $(TARGET)
+
+# Clients that are not ours, from PyPI and npm; not part of `make test`, which needs neither.
+mcp-clients: assets
+	packaging/mcp-clients.sh $(BIN) $(AEGIS_TEST_ASSETS)
 
 bench: assets
 	cargo run --release --locked --target-dir $(TARGET) -p aegis-bench

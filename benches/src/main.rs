@@ -3,6 +3,7 @@
 
 mod figures;
 mod load;
+mod tree;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,8 @@ fn main() -> anyhow::Result<()> {
     }
     drop(house);
 
+    tree::measure(&mut figures);
+
     let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));
     let (redeems, reads) = load::rates(&house, CLIENTS, LOAD)?;
     figures.one("durable redeems, 64 clients", redeems, "per second");
@@ -143,6 +146,7 @@ fn clone_floor(home: &Path) -> anyhow::Result<Vec<f64>> {
         "kernel": home.join("kernel/vmlinux"),
         "modules": home.join("kernel/modules"),
         "harness": programs().join("aegis-harness"),
+        "mcp": programs().join("aegis-mcp-guest"),
         "base": home.join("images/base/base.erofs"),
         "vcpus": 1, "memory": 256, "accel": "auto",
     }});

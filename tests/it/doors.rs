@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 25] = [
+const HOST_ROUTES: [(Method, &str); 29] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -39,6 +39,10 @@ const HOST_ROUTES: [(Method, &str); 25] = [
     (Method::POST, "/v1/instances/x/exec"),
     (Method::GET, "/v1/instances/x/logs"),
     (Method::GET, "/v1/instances/x/logs?follow=true"),
+    (Method::GET, "/v1/instances/x/envelope"),
+    (Method::POST, "/v1/instances/x/expose"),
+    (Method::DELETE, "/v1/instances/x/expose/80"),
+    (Method::GET, "/v1/audit"),
 ];
 
 #[test]

@@ -9,6 +9,8 @@ mod crash;
 mod doors;
 mod guest;
 mod host;
+mod hostile;
 mod spares;
 mod tidy;
+mod tree;
 mod values;

@@ -16,23 +16,25 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("aegisd", &["aegis-rules", "aegis-wire"]),
     ("aegis-worker", &["aegis-wire"]),
     ("aegis-harness", &["aegis-wire"]),
-    ("aegis-cli", &["aegis-wire"]),
     ("aegis-mcp-guest", &["aegis-wire"]),
+    ("aegis-cli", &["aegis-wire"]),
     ("aegis-tests", &["aegis-wire"]),
     ("aegis-bench", &["aegis-wire", "aegis-tests"]),
 ];
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("doors", &["app", "config", "keys"]),
-    ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router"]),
-    ("lifecycle", &["config", "ctx", "keys", "ledger", "router"]),
+    ("broker", &["app", "keys", "lifecycle", "tokens"]),
+    ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router", "tokens"]),
+    ("lifecycle", &["config", "ctx", "keys", "ledger", "router", "tokens"]),
     ("router", &["ctx", "keys", "lifecycle"]),
     ("ledger", &["keys"]),
     ("ctx", &["clock", "config", "keys", "ledger"]),
     ("config", &[]),
-    ("keys", &[]),
+    ("keys", &["tokens"]),
+    ("tokens", &[]),
     ("clock", &[]),
 ];
 

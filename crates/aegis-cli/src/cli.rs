@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{daemon, exec, guest, instance, invite, logs, redeem, run};
+use crate::commands::{audit, daemon, exec, guest, instance, invite, logs, mcp, redeem, run};
 use crate::setup::SetupArgs;
 
 /// Lends someone a sandboxed VM with a spending limit that can be trusted.
@@ -25,6 +25,11 @@ Lending a machine to somebody:
   aegis redeem inv_… --name ty --wait                  what the guest does with it
   aegis guest list                                     who is here, and what they used
   aegis guest kill ID                                  end it, with a verified receipt
+
+Machines that spawn machines:
+  aegis instance start --can-spawn --name bot -- python3 bot.py
+  aegis instance start --kit kit.toml                  the same from a file
+  aegis instance list                                  who spawned whom
 
 Exit codes: that of the command for exec and run; 2 wrong usage; 1 everything else.
 Data goes to stdout, words to stderr; --json makes every answer JSON."
@@ -71,7 +76,7 @@ pub enum Command {
     /// Say how the daemon is
     Status,
     /// Run a command in a new machine, which is deleted afterwards
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Run a command in a machine
     Exec(exec::ExecArgs),
     /// Show what a machine's processes said
@@ -87,6 +92,12 @@ pub enum Command {
     Guest(guest::GuestCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
+    /// The audit trail: who did what, chained by hashes
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// The MCP server that every machine has
+    #[command(subcommand)]
+    Mcp(mcp::McpCommand),
     /// Print a completion script
     #[command(
         after_help = "Example:\n  aegis completion bash > ~/.local/share/bash-completion/completions/aegis"
@@ -116,6 +127,8 @@ mod tests {
             &["aegis", "exec", "web", "--tty", "--", "ls"],
             &["aegis", "run", "--memory", "lots", "--", "ls"],
             &["aegis", "instance", "start"],
+            &["aegis", "instance", "start", "web", "--kit", "kit.toml"],
+            &["aegis", "run", "--can-spawn"],
             &["aegis", "surprise"],
         ] {
             let error = Cli::try_parse_from(args).unwrap_err();

@@ -256,6 +256,41 @@ fn refusals_are_shown_with_code_and_hint() {
 }
 
 #[test]
+fn a_kit_becomes_a_machine_and_its_children_stand_below_it() {
+    let list = json!([
+        { "id": "inst-2", "parent_id": "inst-1", "handle": "kid", "state": "running" },
+        { "id": "inst-1", "parent_id": "", "handle": "bot", "state": "running" },
+    ]);
+    let started = json!({ "id": "inst-1", "handle": "bot" });
+    let answers = [(201, started), (200, list.clone()), (200, json!([list[0]]))];
+    let daemon = Daemon::saying(answers.map(|(code, body)| Some((code, body.to_string()))).into());
+    let kit = daemon.home.path().join("kit.toml");
+    let text = "name = 'bot'\nimage = 'base'\ncommand = ['bot']\n[capabilities]\nspawn = true\n";
+    std::fs::write(&kit, text).unwrap();
+    let kit = kit.to_str().unwrap();
+    let out = daemon.aegis(&["instance", "start", "--kit", kit, "--name", "bot"]);
+    assert_eq!(out.stdout, b"Instance started: inst-1\nHandle: bot\n");
+    let rows = String::from_utf8(daemon.aegis(&["instance", "list"]).stdout).unwrap();
+    let rows: Vec<_> = rows.lines().collect();
+    assert!(rows[1].starts_with("inst-1  -       bot"), "{rows:?}");
+    assert!(rows[2].starts_with("inst-2  inst-1  \u{2514} kid"), "{rows:?}");
+    daemon.aegis(&["instance", "list", "--parent", "bot", "--state", "running"]);
+    let asked = daemon.asked();
+    assert_eq!(
+        asked[0].body,
+        json!({ "handle": "bot", "image_ref": "base", "command": ["bot"],
+            "capabilities": { "spawn": true } })
+    );
+    assert!(asked[2].line.contains("/v1/instances?state=running&parent_id=bot"));
+    // Nothing is asked of the daemon when the kit is wrong.
+    std::fs::write(kit, "name = 'bot'\ncomand = ['bot']\n").unwrap();
+    let out = daemon.aegis(&["instance", "start", "--kit", kit]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("comand"));
+    assert_eq!(daemon.asked().len(), 3);
+}
+
+#[test]
 fn an_unverified_kill_is_no_success() {
     let killed = json!({ "id": "g", "status": "revoked", "stoppedAt": null, "destroying": true });
     let daemon = Daemon::saying(vec![Some((202, killed.to_string()))]);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::channel::guest::RenewToken;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, CODE_METHOD, CODE_PARAMS, RpcError};
 use aegis_wire::channel::{
     AwaitPort, Health, Identify, Run, SetTime, Shutdown, Signal, Started, method,
@@ -30,6 +31,7 @@ impl Handler for Calls {
             method::SIGNAL => self.signal(parse(params)?),
             method::SHUTDOWN => self.shutdown(parse(params)?).await,
             method::SET_TIME => set_time(parse(params)?),
+            method::RENEW_TOKEN => self.renew_token(parse(params)?),
             method::QUIESCE => warm::quiesce(&self.0).await.map(|()| json!({})),
             method::WARM => warm::again(&self.0, parse(params)?).await.map(|()| json!({})),
             _ => Err(RpcError::new(CODE_METHOD, format!("{name:.40} is not a method"))),
@@ -73,6 +75,11 @@ impl Calls {
             true => Ok(json!({})),
             false => Err(RpcError::new(CODE_CONFLICT, "the primary process does not run")),
         }
+    }
+
+    fn renew_token(&self, ask: RenewToken) -> Answer {
+        self.0.renew(ask.token)?;
+        Ok(json!({}))
     }
 
     async fn shutdown(&self, ask: Shutdown) -> Answer {

@@ -47,15 +47,15 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Logs => drop(machine.logs.try_send(stream)),
         StreamHead::Exec(start) => exec::serve(machine, stream, start).await,
         StreamHead::Port { port } => ports::serve(stream, port).await,
-        // Nobody waits for one.
-        StreamHead::Guest { .. } => {}
+        StreamHead::Guest { ticket } => machine.guest.arrived(ticket, stream),
     }
 }
 
-/// Answers calls until the session ends, and tells of the primary process's exit: in every
-/// session, as the one before may have been lost with the news.
+/// Answers calls, and makes those of the machine, until the session ends; and tells of the primary
+/// process's exit: in every session, as the one before may have been lost with the news.
 async fn control(machine: Arc<Machine>, mux: Mux, stream: Stream) {
     let peer = Peer::start(stream, Calls(Arc::clone(&machine)));
+    let _asked = machine.guest.session(peer.clone());
     let mut exit = machine.primary_exit.subscribe();
     let tell = async {
         if let Ok(exit) = exit.wait_for(Option::is_some).await.map(|exit| *exit) {

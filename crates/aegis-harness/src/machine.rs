@@ -17,6 +17,7 @@ use rustix::process::Pid;
 use tokio::sync::{mpsc, watch};
 
 use crate::disks::Disks;
+use crate::guest::Guest;
 use crate::hands::Hands;
 use crate::note::note;
 use crate::primary;
@@ -39,6 +40,8 @@ pub struct Machine {
     pub primary_alive: watch::Sender<bool>,
     /// How it ended; set once all its output was sent.
     pub primary_exit: watch::Sender<Option<ProcessExit>>,
+    /// What processes inside ask of the host.
+    pub guest: Arc<Guest>,
     /// Logs streams for the primary process's output.
     pub logs: mpsc::Sender<Stream>,
     life: Mutex<Life>,
@@ -73,8 +76,6 @@ struct Primary {
     pid: Pid,
     environment: BTreeMap<String, String>,
     directory: String,
-    // Held for the guest API, in memory only.
-    _capability_token: Option<String>,
 }
 
 impl Machine {
@@ -97,6 +98,7 @@ impl Machine {
             boot_id,
             primary_alive: watch::Sender::new(false),
             primary_exit: watch::Sender::new(None),
+            guest: Arc::new(Guest::new()),
             logs,
             life: Mutex::new(life),
         }
@@ -149,9 +151,12 @@ impl Machine {
             authorize(key);
         }
         let wish = Wish { command: run.command, environment: all, directory };
+        // Before its first instruction: it may ask at once.
+        self.guest.hold(run.capability_token);
         let started = primary::start(self, &wish, streams).await;
         let mut life = self.lock();
         let pid = started.map_err(|(error, streams)| {
+            self.guest.hold(None);
             life.streams = Some(streams);
             error
         })?;
@@ -159,13 +164,18 @@ impl Machine {
         if life.phase == Phase::Itself {
             life.phase = Phase::Running;
         }
-        life.primary = Some(Primary {
-            pid,
-            environment: wish.environment,
-            directory: wish.directory,
-            _capability_token: run.capability_token,
-        });
+        life.primary =
+            Some(Primary { pid, environment: wish.environment, directory: wish.directory });
         Ok(pid)
+    }
+
+    /// Another token from now on.
+    pub fn renew(&self, token: String) -> Result<(), RpcError> {
+        match self.lock().phase {
+            Phase::Itself | Phase::Running => self.guest.hold(Some(token)),
+            phase => return Err(conflict(phase)),
+        }
+        Ok(())
     }
 
     /// An exec as a wish: with the primary process's environment below its own.

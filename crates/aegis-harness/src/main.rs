@@ -3,7 +3,8 @@
 //! ```text
 //! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
 //!            │         └────▶ machine: what all share, and the phases of its life
-//!            └──▶ exec, primary ─▶ output ─▶ process ─▶ reaper ─▶ sys     ports
+//!            ├──▶ exec, primary ─▶ output ─▶ process ─▶ reaper ─▶ sys     ports
+//!            └◀── guest: what processes inside ask of the host
 //! ```
 //! A panic here ends the machine: the kernel stops without its first process, and the host sees it.
 
@@ -14,6 +15,7 @@ mod channel;
 mod disks;
 mod end;
 mod exec;
+mod guest;
 mod hands;
 mod identity;
 mod machine;
@@ -67,7 +69,9 @@ fn run() -> io::Result<()> {
         let port = pipe::Port::open(&node)?;
         let starter = Starter::new(booted.cage)?;
         let hands = hands::Hands::start("hands")?;
+        let doors = guest::Doors::open()?;
         let machine = Arc::new(Machine::new(starter, uevents, hands, booted.boot_id));
+        tokio::spawn(doors.serve(Arc::clone(&machine.guest)));
         let reaping = Arc::clone(&machine);
         tokio::select! {
             ended = channel::serve(machine, port) => ended,

@@ -4,6 +4,7 @@ use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use aegis_wire::channel::guest::API_PORT;
 use aegis_wire::channel::{PORT_OPEN, PORT_REFUSED};
 use aegis_wire::pipe::mux::Stream;
 use tokio::io::AsyncWriteExt as _;
@@ -25,7 +26,9 @@ pub async fn serve(mut stream: Stream, port: u16) {
 }
 
 async fn connect_through(stream: &mut Stream, port: u16) -> io::Result<()> {
-    let Some(mut inside) = connect(port).await else {
+    // The guest API takes whoever reaches it for the machine itself: nobody outside may.
+    let found = if port == API_PORT { None } else { connect(port).await };
+    let Some(mut inside) = found else {
         stream.write_all(&[PORT_REFUSED]).await?;
         return stream.shutdown().await;
     };

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aegis_wire::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
+use aegis_wire::channel::guest::{API_ENV, API_URL};
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_NOT_FOUND, CODE_PARAMS, RpcError};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -30,7 +31,7 @@ pub fn environment() -> BTreeMap<String, String> {
         ("HOME", HOME),
         ("LANG", "C.UTF-8"),
         ("TERM", "xterm"),
-        ("AEGIS_GUEST_API", "http://127.0.0.1:7777"),
+        (API_ENV, API_URL),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()

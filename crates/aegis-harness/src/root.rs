@@ -20,8 +20,9 @@ pub const BASE: &str = "/base";
 pub const OWN: &str = "/own";
 /// Where both together become a root.
 pub const ROOT: &str = "/newroot";
-/// The layers of [`ROOT`].
-const LAYERS: &CStr = c"lowerdir=/base,upperdir=/own/upper,workdir=/own/work";
+/// The layers of [`ROOT`]: what every machine has (`aegis_wire::channel::guest::LAYER`) lies over
+/// the base.
+const LAYERS: &CStr = c"lowerdir=/aegis:/base,upperdir=/own/upper,workdir=/own/work";
 /// No thread that fills unused inode tables or reads all block bitmaps ahead: it would work on a
 /// disk that hardly anybody uses.
 const EXT4: &CStr = c"noinit_itable,no_prefetch_block_bitmaps,discard";

@@ -8,9 +8,10 @@ mod apply;
 
 use crate::audit::{Note, Subject};
 use crate::guest::{Guest, GuestStatus};
-use crate::instance::{Exit, Instance, InstanceState, Wanted};
+use crate::instance::{Exit, Expose, Instance, InstanceState, Wanted};
 use crate::invite::Invite;
 use crate::kill::{MachineEnd, Receipt};
+use crate::refusal::{Code, Refusal};
 use crate::words::{GuestId, InstanceId, InviteId, Label, Port, Time, Usage};
 
 /// One thing that is written, together with the others of its set or not at all.
@@ -69,11 +70,64 @@ pub enum Change {
     DestroyFailed { id: InstanceId, message: String },
     /// It is proven gone.
     InstanceDestroyed { end: MachineEnd, usage: Usage },
+    /// It takes over the usage of a descendant whose record goes.
+    InstanceAbsorbed { id: InstanceId, usage: Usage },
     /// Its record is no longer needed.
     InstanceForgotten { id: InstanceId, at: Time },
+
+    /// Its machine has another capability token, of this name.
+    InstanceToken { id: InstanceId, jti: String, at: Time },
+    /// It asked not to be paused for idleness.
+    LeaseHeld { id: InstanceId, reason: Option<String>, expires_at: Time, at: Time },
+    /// It no longer does.
+    LeaseReleased { id: InstanceId, at: Time },
+    /// One more port of it may be reached.
+    InstanceExposed { id: InstanceId, expose: Expose, at: Time },
+    /// One less.
+    InstanceUnexposed { id: InstanceId, guest_port: Port, at: Time },
+    /// It asked for something that it may not have.
+    GuestDenied {
+        id: InstanceId,
+        method: String,
+        code: Code,
+        rule: Option<&'static str>,
+        requested: Option<String>,
+        allowed: Option<String>,
+        target: Option<String>,
+        at: Time,
+    },
+    /// Its parent has a command run in it.
+    ChildExec { id: InstanceId, parent: InstanceId, command: Vec<String>, at: Time },
+}
+
+/// Longest text from a machine in a note, characters.
+const TEXT_MAX: usize = 256;
+
+fn cut(text: &str) -> String {
+    text.chars().take(TEXT_MAX).collect()
 }
 
 impl Change {
+    /// The trace of a refusal to a machine that asked.
+    pub fn denied(
+        id: InstanceId,
+        method: &str,
+        refusal: &Refusal,
+        target: Option<&str>,
+        at: Time,
+    ) -> Change {
+        Change::GuestDenied {
+            id,
+            method: cut(method),
+            code: refusal.code,
+            rule: refusal.rule,
+            requested: refusal.requested.as_deref().map(cut),
+            allowed: refusal.allowed.as_deref().map(cut),
+            target: target.map(cut),
+            at,
+        }
+    }
+
     /// What the audit trail says of it; `None` for counters and notes to oneself.
     pub fn note(&self) -> Option<Note> {
         let invite = |kind, id: &InviteId, data| note(kind, Subject::Invite(id.clone()), data);
@@ -134,14 +188,9 @@ impl Change {
             ),
 
             Change::InstanceCreated(i) => instance(
-                "instance.created",
+                if i.parent.is_some() { "instance.spawned" } else { "instance.created" },
                 &i.id,
-                vec![
-                    ("image", i.spec.image.to_string()),
-                    ("cpuMillis", i.spec.cpu.0.to_string()),
-                    ("memoryMb", i.spec.memory.0.to_string()),
-                    ("diskBytes", i.spec.disk.0.to_string()),
-                ],
+                created(i),
             ),
             Change::InstanceStarts { id, .. } => instance("instance.starting", id, vec![]),
             Change::InstanceRuns { id, boot_id, .. } => {
@@ -160,7 +209,41 @@ impl Change {
             Change::InstanceWanted { id, wanted, .. } => {
                 instance("instance.wanted", id, vec![("wanted", wanted.word().to_owned())])
             }
-            Change::InstancePort { .. }
+            Change::LeaseHeld { id, reason, expires_at, .. } => instance(
+                "instance.lease.held",
+                id,
+                vec![
+                    ("expiresAt", expires_at.to_string()),
+                    ("reason", cut(reason.as_deref().unwrap_or_default())),
+                ],
+            ),
+            Change::LeaseReleased { id, .. } => instance("instance.lease.released", id, vec![]),
+            Change::InstanceExposed { id, expose, .. } => instance(
+                "instance.exposed",
+                id,
+                vec![
+                    ("guestPort", expose.guest_port.to_string()),
+                    ("protocol", expose.protocol.word().to_owned()),
+                ],
+            ),
+            Change::InstanceUnexposed { id, guest_port, .. } => {
+                instance("instance.unexposed", id, vec![("guestPort", guest_port.to_string())])
+            }
+            Change::GuestDenied { id, method, code, rule, requested, allowed, target, .. } => {
+                let mut data = vec![("method", cut(method)), ("code", code.word().to_owned())];
+                data.extend(rule.map(|rule| ("rule", rule.to_owned())));
+                let texts = [("requested", requested), ("allowed", allowed), ("target", target)];
+                data.extend(texts.into_iter().filter_map(|(k, v)| Some((k, cut(v.as_deref()?)))));
+                instance("instance.denied", id, data)
+            }
+            Change::ChildExec { id, parent, command, .. } => instance(
+                "instance.exec",
+                id,
+                vec![("parent", parent.to_string()), ("command", cut(&command.join(" ")))],
+            ),
+            Change::InstanceToken { .. }
+            | Change::InstanceAbsorbed { .. }
+            | Change::InstancePort { .. }
             | Change::InstanceUsed { .. }
             | Change::BootFailed { .. }
             | Change::InstanceCleared { .. }
@@ -197,9 +280,33 @@ impl Change {
             | Change::InstanceEnded { id, .. }
             | Change::InstanceCleared { id, .. }
             | Change::DestroyFailed { id, .. }
-            | Change::InstanceForgotten { id, .. } => Subject::Instance(id.clone()),
+            | Change::InstanceAbsorbed { id, .. }
+            | Change::InstanceForgotten { id, .. }
+            | Change::InstanceToken { id, .. }
+            | Change::LeaseHeld { id, .. }
+            | Change::LeaseReleased { id, .. }
+            | Change::InstanceExposed { id, .. }
+            | Change::InstanceUnexposed { id, .. }
+            | Change::GuestDenied { id, .. }
+            | Change::ChildExec { id, .. } => Subject::Instance(id.clone()),
         }
     }
+}
+
+/// What is noted of a new instance: what it is made of, and what it may do.
+fn created(i: &Instance) -> Vec<(&'static str, String)> {
+    let mut data = vec![
+        ("image", i.spec.image.to_string()),
+        ("cpuMillis", i.spec.cpu.0.to_string()),
+        ("memoryMb", i.spec.memory.0.to_string()),
+        ("diskBytes", i.spec.disk.0.to_string()),
+    ];
+    data.extend(i.parent.as_ref().map(|parent| ("parent", parent.to_string())));
+    if i.capabilities.spawn {
+        data.push(("spawnDepth", i.capabilities.spawn_depth.to_string()));
+        data.push(("maxChildren", i.capabilities.max_children.to_string()));
+    }
+    data
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the arms of note() read as one table")]

@@ -124,7 +124,8 @@ pub struct Guest {
     pub agent_endpoint: Option<String>,
     /// Why the last try to provision failed.
     pub provision_error: Option<String>,
-    /// What was reported by `PUT usage`, where this host can't measure.
+    /// What was reported by `PUT usage`, where this host can't measure; and the highest of what its
+    /// machines held together, which no single record remembers.
     pub reported: Usage,
     /// Whether a passed limit was noted.
     pub limits_exceeded: bool,
@@ -148,10 +149,25 @@ impl Guest {
         }
     }
 
-    /// Usage over the whole tree: measured here, and reported where it can't be.
-    pub fn usage(&self, machines: impl Iterator<Item = Usage>) -> Usage {
-        let measured = machines.fold(Usage::default(), Usage::and);
-        measured.at_least(self.reported)
+    /// Usage over the whole tree: measured here, and reported where it can't be. What machines that
+    /// are there hold is summed; it is never lower than it was.
+    pub fn usage(&self, machines: &[Instance]) -> Usage {
+        let mut all = Usage::default();
+        let (mut memory, mut disk) = (0_u64, 0_u64);
+        for machine in machines {
+            all = all.and(machine.usage()).and(machine.usage_below);
+            if machine.is_live() {
+                // What a machine's own process takes besides is not the guest's.
+                let peak = machine.usage_boot.memory_peak_bytes.min(machine.spec.memory.bytes());
+                memory = memory.saturating_add(peak);
+            }
+            if machine.state != InstanceState::Gone {
+                disk = disk.saturating_add(machine.usage().disk_bytes);
+            }
+        }
+        all.memory_peak_bytes = all.memory_peak_bytes.max(memory);
+        all.disk_bytes = all.disk_bytes.max(disk);
+        all.at_least(self.reported)
     }
 }
 
@@ -296,6 +312,23 @@ pub fn machine_stopped(guest: &Guest, now: Time) -> Vec<Change> {
     } else {
         Vec::new()
     }
+}
+
+/// Keeps the highest of what the tree held together, and notes passed limits, once.
+pub fn note_usage(guest: &Guest, tree: &[Instance], now: Time) -> Vec<Change> {
+    let usage = guest.usage(tree);
+    let mut changes = Vec::new();
+    let peaks = Usage {
+        memory_peak_bytes: usage.memory_peak_bytes,
+        disk_bytes: usage.disk_bytes,
+        ..guest.reported
+    };
+    // One machine's own peaks are kept with it.
+    if tree.len() > 1 && peaks != guest.reported {
+        changes.push(Change::UsageReported { id: guest.id.clone(), usage: peaks });
+    }
+    changes.extend(note_violations(guest, &usage, now));
+    changes
 }
 
 /// Notes passed limits, once.

@@ -8,18 +8,22 @@
 //! [`plan()`] finds the same next step again. Every step is safe to repeat.
 
 mod ask;
+mod family;
 mod observe;
 mod plan;
 
-pub use ask::{Asked, Verb, ask};
+pub use ask::{Asked, Verb, ask, expire};
+pub use family::{ancestors, children, find, subtree};
 pub use observe::{Fact, RETRIES_OF_A_HOST, observe};
 pub use plan::{Plan, Seen, Step, plan};
 
 use std::collections::BTreeMap;
 
+use crate::capability::Capabilities;
 use crate::kill::MachineEnd;
 use crate::words::{
-    CpuMillis, DiskBytes, GuestId, Handle, ImageRef, InstanceId, MemoryMb, Port, Time, Tree, Usage,
+    CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
+    LlmTokens, MemoryMb, Port, Time, Tree, Usage,
 };
 
 /// What an instance is made of; kept over restarts.
@@ -213,6 +217,15 @@ pub struct Exit {
     pub at: Time,
 }
 
+/// A machine's wish not to be paused for idleness (contracts/aegis.md 2). It never puts off an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// For people.
+    pub reason: Option<String>,
+    /// Until when.
+    pub expires_at: Time,
+}
+
 /// The record of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
@@ -226,6 +239,16 @@ pub struct Instance {
     pub parent: Option<InstanceId>,
     /// What it is made of.
     pub spec: Spec,
+    /// What it may do besides computing.
+    pub capabilities: Capabilities,
+    /// The most that it and all of its descendants together may hold and spend.
+    pub envelope: Limits,
+    /// When the envelope's time is over; absent where the host set no end.
+    pub ends_at: Option<Time>,
+    /// Names the capability token that its machine was given last.
+    pub jti: Option<String>,
+    /// What holds off its idle pause.
+    pub lease: Option<Lease>,
     /// What should be.
     pub wanted: Wanted,
     /// What is.
@@ -244,6 +267,8 @@ pub struct Instance {
     pub usage_past: Usage,
     /// Usage of this boot so far.
     pub usage_boot: Usage,
+    /// Usage of descendants whose records are no longer kept.
+    pub usage_below: Usage,
     /// How its last machine ended.
     pub exit: Option<Exit>,
     /// When its clock was last stopped, for the receipt.
@@ -259,7 +284,8 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// A new instance that wants to run.
+    /// A new instance that wants to run, may do nothing more, and has an envelope that holds its own
+    /// machine and nothing else.
     pub fn new(
         id: InstanceId,
         tree: Tree,
@@ -268,12 +294,25 @@ impl Instance {
         spec: Spec,
         now: Time,
     ) -> Instance {
+        let envelope = Limits {
+            cpu: spec.cpu,
+            memory: spec.memory,
+            disk: spec.disk,
+            egress: EgressBytes(0),
+            duration: DurationMs(0),
+            tokens: LlmTokens(0),
+        };
         Instance {
             id,
             tree,
             guest,
             parent,
             spec,
+            capabilities: Capabilities::default(),
+            envelope,
+            ends_at: None,
+            jti: None,
+            lease: None,
             wanted: Wanted::Running,
             state: InstanceState::Starting,
             enabled: true,
@@ -283,6 +322,7 @@ impl Instance {
             boot_id: None,
             usage_past: Usage::default(),
             usage_boot: Usage::default(),
+            usage_below: Usage::default(),
             exit: None,
             frozen_at: None,
             end: None,
@@ -292,14 +332,39 @@ impl Instance {
         }
     }
 
+    /// The same instance with what it may do, and with an envelope and its end.
+    pub fn with_rights(
+        self,
+        capabilities: Capabilities,
+        envelope: Limits,
+        ends_at: Option<Time>,
+    ) -> Instance {
+        Instance { capabilities, envelope, ends_at, ..self }
+    }
+
     /// Usage over all boots.
     pub fn usage(&self) -> Usage {
         self.usage_past.and(self.usage_boot)
     }
 
+    /// The lease that holds off its idle pause now.
+    pub fn lease_at(&self, now: Time) -> Option<&Lease> {
+        self.lease.as_ref().filter(|lease| now < lease.expires_at)
+    }
+
+    /// Whether the time of its envelope is over: the clock decides, not the last sweep.
+    pub fn is_over(&self, now: Time) -> bool {
+        self.ends_at.is_some_and(|end| now >= end)
+    }
+
     /// Whether a machine is, or may be, there.
     pub fn is_live(&self) -> bool {
         !matches!(self.state, InstanceState::Stopped | InstanceState::Gone)
+    }
+
+    /// Whether it has ended, or is to end: then nothing may live below it.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.wanted, Wanted::Stopped | Wanted::Gone)
     }
 
     /// Name for people: the handle, else the id.

@@ -4,14 +4,22 @@
 //! active ──redeem──▶ redeemed      active ──revoke──▶ revoked      active ──clock──▶ expired
 //! ```
 
+use crate::capability::Capabilities;
 use crate::change::Change;
 use crate::guest::{Guest, GuestStatus, Provisioner};
 use crate::instance::{Instance, Spec};
 use crate::refusal::{Code, Refusal};
 use crate::words::{
-    DurationMs, GuestId, ImageRef, InstanceId, InviteId, Label, Limits, OnLimit, Permissions, Port,
-    PublicKey, Time, Tree,
+    CpuMillis, DiskBytes, DurationMs, GuestId, ImageRef, InstanceId, InviteId, Label, Limits,
+    MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Tree,
 };
+
+/// Depth of spawning where it is allowed and no depth is named.
+const SPAWN_DEPTH: u32 = 1;
+/// Children at a time where spawning is allowed and no number is named.
+const MAX_CHILDREN: u32 = 5;
+/// Ports that a machine which may spawn, and each of its children, may expose.
+const MAX_EXPOSE_PORTS: u32 = 8;
 
 /// SHA-256 of a secret; the secret itself is never stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,10 +74,13 @@ pub struct Offer {
     pub egress_allow: Option<Vec<String>>,
     /// Names of host services.
     pub host_services: Vec<String>,
-    /// Depth of spawning.
-    pub spawn_depth: u32,
-    /// Children at a time.
-    pub max_children: u32,
+    /// Depth of spawning; 1 where it is allowed and this is absent.
+    pub spawn_depth: Option<u32>,
+    /// Children at a time; 5 where spawning is allowed and this is absent.
+    pub max_children: Option<u32>,
+    /// The part of CPU, memory and disk that the guest's own machine gets; the rest is for its
+    /// children. Half where it may spawn and this is absent.
+    pub root_share: Option<Share>,
     /// What to do when a limit is passed.
     pub on_limit: Option<OnLimit>,
 }
@@ -111,6 +122,35 @@ impl Invite {
         match self.status {
             InviteStatus::Active if now >= self.expires_at => InviteStatus::Expired,
             recorded => recorded,
+        }
+    }
+
+    /// What the guest's own machine is made of.
+    pub fn root_size(&self) -> (CpuMillis, MemoryMb, DiskBytes) {
+        let share = match (self.permissions.spawn, self.offer.root_share) {
+            (false, _) => Share::ALL,
+            (true, None) => Share::HALF,
+            (true, Some(share)) => share,
+        };
+        self.limits.share(share)
+    }
+
+    /// What the guest's own machine may do.
+    pub fn root_capabilities(&self) -> Capabilities {
+        if !self.permissions.spawn {
+            return Capabilities::default();
+        }
+        let depth = self.offer.spawn_depth.unwrap_or(SPAWN_DEPTH);
+        Capabilities {
+            spawn: depth > 0,
+            spawn_depth: depth,
+            max_children: self.offer.max_children.unwrap_or(MAX_CHILDREN),
+            allowed_images: vec!["*".to_owned()],
+            max_memory: self.limits.memory,
+            max_vcpus: self.limits.cpu.vcpus(),
+            allowed_secrets: Vec::new(),
+            allowed_workspaces: Vec::new(),
+            max_expose_ports: MAX_EXPOSE_PORTS,
         }
     }
 }
@@ -248,7 +288,15 @@ pub fn redeem(
     ];
     if let Some(spec) = spec {
         let tree = Tree::Invite(invite.id.clone());
-        let instance = Instance::new(fresh.instance, tree, Some(fresh.guest), None, spec, now);
+        let (cpu, memory, disk) = invite.root_size();
+        let spec = Spec {
+            cpu: spec.cpu.min(cpu),
+            memory: spec.memory.min(memory),
+            disk: spec.disk.min(disk),
+            ..spec
+        };
+        let instance = Instance::new(fresh.instance, tree, Some(fresh.guest), None, spec, now)
+            .with_rights(invite.root_capabilities(), invite.limits, Some(expires_at));
         changes.push(Change::InstanceCreated(Box::new(instance)));
     }
     Ok(Redeemed::New { changes, guest: Box::new(guest) })
@@ -271,5 +319,70 @@ pub fn expire(invite: &Invite, now: Time) -> Vec<Change> {
         vec![Change::InviteExpired { id: invite.id.clone(), at: now }]
     } else {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invite(spawn: bool, offer: Offer) -> Invite {
+        let ask = Create {
+            created_by: "noah".parse().unwrap(),
+            label: None,
+            limits: Limits::default(),
+            permissions: Permissions { spawn, ..Permissions::default() },
+            offer,
+            expires_in: DurationMs(1),
+        };
+        let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        match create(ask, id, SecretHash([0; 32]), Time(0)).remove(0) {
+            Change::InviteCreated(invite) => *invite,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn who_may_not_spawn_gets_all_for_one_machine() {
+        let offer = Offer {
+            spawn_depth: Some(3),
+            max_children: Some(3),
+            root_share: Share::new(0.2),
+            ..Offer::default()
+        };
+        let invite = invite(false, offer);
+        let Limits { cpu, memory, disk, .. } = invite.limits;
+        assert_eq!(invite.root_size(), (cpu, memory, DiskBytes(disk.0 / 4096 * 4096)));
+        assert_eq!(invite.root_capabilities(), Capabilities::default());
+    }
+
+    #[test]
+    fn who_may_spawn_shares_with_its_children() {
+        let plain = invite(true, Offer::default());
+        let (cpu, memory, disk) = plain.root_size();
+        assert_eq!((cpu, memory), (CpuMillis(1000), MemoryMb(2048)));
+        assert!(disk.0 <= 10_000_000_000 && disk.0 > 9_999_990_000);
+        let may = plain.root_capabilities();
+        assert!(may.spawn);
+        assert_eq!((may.spawn_depth, may.max_children, may.max_expose_ports), (1, 5, 8));
+        assert_eq!((may.max_memory, may.max_vcpus), (MemoryMb(4096), 2));
+        assert!(may.allowed_secrets.is_empty() && may.allowed_workspaces.is_empty());
+
+        let offer = Offer {
+            spawn_depth: Some(0),
+            max_children: Some(0),
+            root_share: Share::new(0.1),
+            ..Offer::default()
+        };
+        let mut none = invite(true, offer);
+        assert!(!none.root_capabilities().spawn);
+        assert_eq!(none.root_capabilities().max_children, 0);
+        assert_eq!(none.root_size().0, CpuMillis(200));
+        // A machine has a least size, whatever its share.
+        none.limits.memory = MemoryMb(200);
+        assert_eq!(none.root_size().1, MemoryMb(128));
+        for bad in [0.0, 0.09, 1.01, -1.0, f64::NAN] {
+            assert_eq!(Share::new(bad), None);
+        }
     }
 }

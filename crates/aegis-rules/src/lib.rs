@@ -5,16 +5,23 @@
 //! in the facts, the time and fresh ids as values.
 //!
 //! Start reading at [`invite`]: an invite becomes a guest; then [`instance`]: what a machine's next
-//! step is; then [`kill`]: what must be proven gone. All that can ever be written is a
+//! step is; then [`authorize`]: what a machine may ask for, and [`cascade`]: what an end takes with it;
+//! then [`kill`]: what must be proven gone. All that can ever be written is a
 //! [`change::Change`]; [`words`] are what all of them speak.
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod authorize;
+pub mod capability;
 pub mod capacity;
+pub mod cascade;
 pub mod change;
+pub mod envelope;
 pub mod guest;
+pub mod idle;
 pub mod instance;
 pub mod invite;
 pub mod kill;
 pub mod refusal;
+pub mod spawn;
 pub mod words;

@@ -35,6 +35,32 @@ pub enum Code {
     EnvelopeExhausted,
     /// This backend can't enforce what was asked for.
     NotEnforceable,
+    /// The asker's capabilities do not allow it; `rule` says which one.
+    CapabilityDenied,
+}
+
+impl Code {
+    /// The stable word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Code::InvalidField => "invalid_field",
+            Code::MalformedRequest => "malformed_request",
+            Code::UnknownCode => "unknown_code",
+            Code::AlreadyRedeemed => "already_redeemed",
+            Code::InviteNotFound => "invite_not_found",
+            Code::GuestNotFound => "guest_not_found",
+            Code::InvalidToken => "invalid_token",
+            Code::InstanceNotFound => "instance_not_found",
+            Code::InviteState => "invite_state",
+            Code::GuestState => "guest_state",
+            Code::InstanceState => "instance_state",
+            Code::HandleTaken => "handle_taken",
+            Code::NoCapacity => "no_capacity",
+            Code::EnvelopeExhausted => "envelope_exhausted",
+            Code::NotEnforceable => "not_enforceable",
+            Code::CapabilityDenied => "capability_denied",
+        }
+    }
 }
 
 /// A law's no: what was wrong, which limit, what would pass.
@@ -46,6 +72,8 @@ pub struct Refusal {
     pub message: String,
     /// The field of the request that was refused, if it was one.
     pub field: Option<String>,
+    /// The claim or limit that said no, if it was one (contracts/aegis.md 3).
+    pub rule: Option<&'static str>,
     /// What was asked for.
     pub requested: Option<String>,
     /// What would pass.
@@ -67,6 +95,7 @@ impl Refusal {
             code,
             message: message.into(),
             field: None,
+            rule: None,
             requested: None,
             allowed: None,
             hint: None,
@@ -82,11 +111,22 @@ impl Refusal {
         refusal
     }
 
+    /// A capability says no.
+    pub fn denied(rule: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal::new(Code::CapabilityDenied, message).rule(rule)
+    }
+
     /// A field's value is outside of what is allowed.
     pub fn out_of_range(field: String, requested: String, allowed: String) -> Refusal {
         let mut refusal = Refusal::field(field, allowed);
         refusal.requested = Some(requested);
         refusal
+    }
+
+    /// The same refusal, with the claim or limit that it comes from.
+    pub fn rule(mut self, rule: &'static str) -> Refusal {
+        self.rule = Some(rule);
+        self
     }
 
     /// The same refusal, with advice.

@@ -8,7 +8,7 @@ mod ids;
 mod limits;
 mod time;
 
-pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number};
+pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number, Share};
 pub use ids::{
     BadWord, GuestId, Handle, ImageRef, InstanceId, InviteCode, InviteId, Label, Port, PublicKey,
     Tree,

@@ -116,7 +116,8 @@ impl World {
 
     fn note(&mut self, fact: Fact) {
         if let Some(instance) = &self.instance {
-            let changes = observe(instance, self.guest.as_ref(), fact, self.now);
+            let family = std::slice::from_ref(instance);
+            let changes = observe(instance, self.guest.as_ref(), family, fact, self.now);
             self.write(changes);
         }
     }
@@ -329,7 +330,7 @@ fn step(world: &mut World, happens: Happens) {
         Happens::Host(verb) => {
             if let Some(instance) = &world.instance
                 && let Ok(Asked::Yes(changes)) =
-                    ask(instance, world.guest.as_ref(), verb, world.now)
+                    ask(instance, world.guest.as_ref(), &machines, verb, world.now)
             {
                 world.write(changes);
             }

@@ -38,6 +38,20 @@ pub const COUCH_BODY_MAX: usize = 64 * 1024;
 pub const HOST_BODY_MAX: usize = 256 * 1024;
 /// Body of a guest API request, bytes (contracts/aegis.md 4).
 pub const GUEST_BODY_MAX: usize = 256 * 1024;
+/// Request line and headers of a guest API request, bytes.
+pub const GUEST_HEAD_MAX: usize = 16 * 1024;
+/// Connections to the guest API of one machine; more wait in the backlog.
+pub const GUEST_CONNECTIONS_MAX: usize = 128;
+/// Bytes of all request bodies that a harness holds at a time; parsed, they take far more.
+pub const GUEST_BODIES_MAX: usize = 4 * GUEST_BODY_MAX;
+/// Params of one guest call as JSON, bytes: a body, written anew, may grow.
+pub const GUEST_PARAMS_MAX: usize = 2 * GUEST_BODY_MAX;
+/// Params of all calls of one machine that its worker holds at a time, bytes.
+pub const GUEST_PARAMS_HELD_MAX: usize = 4 * GUEST_PARAMS_MAX;
+/// Longest ticket of a streamed answer, bytes.
+pub const TICKET_MAX: usize = 128;
+/// Streams of answers that wait in a machine for the answer that names them.
+pub const TICKETS_MAX: usize = 32;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
 /// Words of a command.
@@ -51,6 +65,16 @@ pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
 pub const GOLDEN_DEADLINE: Duration = Duration::from_secs(90);
 /// One ordinary JSON-RPC call on the channel.
 pub const RPC_DEADLINE: Duration = Duration::from_secs(15);
+/// Head of a guest API request, also on an idle connection; and its body.
+pub const GUEST_READ_DEADLINE: Duration = Duration::from_secs(15);
+/// A process that takes nothing of its answer for so long gets no more of it.
+pub const GUEST_WRITE_DEADLINE: Duration = Duration::from_secs(300);
+/// A machine's call waits so long for an aegisd that serves it, and inside for a session.
+pub const BROKER_WAIT: Duration = Duration::from_secs(5);
+/// aegisd answers a machine's call within this.
+pub const GUEST_CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// A stream and the answer that names it find each other within this.
+pub const TICKET_DEADLINE: Duration = Duration::from_secs(10);
 /// What a primary process gets between SIGTERM and SIGKILL.
 pub const GUEST_STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long the host waits for a graceful stop before it destroys the machine.
@@ -72,3 +96,4 @@ const _: () = assert!(
 );
 const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
+const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

@@ -8,7 +8,7 @@ pub use ask::{activate, create_invite, redeem, usage};
 
 use serde::{Serialize, Serializer};
 
-use crate::words::{Limit, Limits, Permissions, Time, Usage};
+use crate::words::{Limit, Limits, Permissions, Share, Time, Usage};
 use aegis_rules::guest::Guest;
 use aegis_rules::invite::Invite;
 use aegis_rules::kill::Receipt;
@@ -141,13 +141,14 @@ pub struct InviteShape {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_children: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_share: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_limit: Option<&'static str>,
 }
 
 impl InviteShape {
     /// The invite as it stands now, with its code.
     pub fn new(invite: &Invite, code: String, now: Time) -> InviteShape {
-        let some = |n: u32| (n > 0).then_some(n);
         InviteShape {
             id: invite.id.to_string(),
             code,
@@ -165,8 +166,9 @@ impl InviteShape {
             agent_port: invite.offer.agent_port.map(|p| p.get()),
             egress_allow: invite.offer.egress_allow.clone(),
             host_services: invite.offer.host_services.clone(),
-            spawn_depth: some(invite.offer.spawn_depth),
-            max_children: some(invite.offer.max_children),
+            spawn_depth: invite.offer.spawn_depth,
+            max_children: invite.offer.max_children,
+            root_share: invite.offer.root_share.map(Share::part),
             on_limit: invite.offer.on_limit.map(|o| o.word()),
         }
     }

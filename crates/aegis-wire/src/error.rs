@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::rpc;
 use crate::refusal::{Code, Refusal};
 
 /// `{"error": sentence, "code": stable_word, …}`: the body of every answer that is not a success.
@@ -14,11 +15,14 @@ pub struct ErrorBody {
     /// The field that was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// What was asked for.
+    /// The claim or limit that said no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// What was asked for; a plain number is one on the wire too.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "amount")]
     pub requested: Option<String>,
-    /// What would pass.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What would pass; a plain number is one on the wire too.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "amount")]
     pub allowed: Option<String>,
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +39,7 @@ impl ErrorBody {
             error: error.into(),
             code: code.to_owned(),
             field: None,
+            rule: None,
             requested: None,
             allowed: None,
             hint: None,
@@ -49,6 +54,7 @@ impl From<&Refusal> for ErrorBody {
             error: refusal.message.clone(),
             code: word(refusal.code).to_owned(),
             field: refusal.field.clone(),
+            rule: refusal.rule.map(str::to_owned),
             requested: refusal.requested.clone(),
             allowed: refusal.allowed.clone(),
             hint: refusal.hint.clone(),
@@ -57,33 +63,96 @@ impl From<&Refusal> for ErrorBody {
     }
 }
 
+/// `4096` as a number, `"1 to 200 characters"` as text (contracts/aegis.md 3, denials).
+mod amount {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_json::Value;
+
+    #[allow(clippy::ref_option, reason = "serde hands in the field")]
+    pub fn serialize<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+        let text = text.as_deref().unwrap_or_default();
+        let number = text.parse::<u64>().ok().filter(|n| n.to_string() == text);
+        match number {
+            Some(number) => to.serialize_u64(number),
+            None => to.serialize_str(text),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+        Ok(Option::<Value>::deserialize(from)?.map(|value| match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        }))
+    }
+}
+
 /// The stable word of a refusal.
 pub fn word(code: Code) -> &'static str {
-    table(code).0
+    code.word()
 }
 
 /// The HTTP status of a refusal.
 pub fn status(code: Code) -> u16 {
-    table(code).1
+    match code {
+        Code::InvalidField | Code::MalformedRequest => 400,
+        // The couch contract says 400 for these two; instances answer 409.
+        Code::InviteState | Code::GuestState => 400,
+        Code::CapabilityDenied => 403,
+        Code::UnknownCode
+        | Code::InviteNotFound
+        | Code::GuestNotFound
+        | Code::InvalidToken
+        | Code::InstanceNotFound => 404,
+        Code::AlreadyRedeemed
+        | Code::InstanceState
+        | Code::HandleTaken
+        | Code::EnvelopeExhausted => 409,
+        Code::NoCapacity | Code::NotEnforceable => 503,
+    }
 }
 
-fn table(code: Code) -> (&'static str, u16) {
+/// The RPC code of a refusal on the control channel (contracts/aegis.md 5); the guest API's status is
+/// [`crate::channel::guest::status`] of it.
+pub fn rpc_code(code: Code) -> i32 {
     match code {
-        Code::InvalidField => ("invalid_field", 400),
-        Code::MalformedRequest => ("malformed_request", 400),
-        Code::UnknownCode => ("unknown_code", 404),
-        Code::AlreadyRedeemed => ("already_redeemed", 409),
-        Code::InviteNotFound => ("invite_not_found", 404),
-        Code::GuestNotFound => ("guest_not_found", 404),
-        Code::InvalidToken => ("invalid_token", 404),
-        Code::InstanceNotFound => ("instance_not_found", 404),
-        // The couch contract says 400 for these two; instances answer 409.
-        Code::InviteState => ("invite_state", 400),
-        Code::GuestState => ("guest_state", 400),
-        Code::InstanceState => ("instance_state", 409),
-        Code::HandleTaken => ("handle_taken", 409),
-        Code::NoCapacity => ("no_capacity", 503),
-        Code::EnvelopeExhausted => ("envelope_exhausted", 409),
-        Code::NotEnforceable => ("not_enforceable", 503),
+        Code::CapabilityDenied => rpc::CODE_DENIED,
+        Code::EnvelopeExhausted => rpc::CODE_EXHAUSTED,
+        Code::InstanceNotFound
+        | Code::UnknownCode
+        | Code::InviteNotFound
+        | Code::GuestNotFound
+        | Code::InvalidToken => rpc::CODE_NOT_FOUND,
+        Code::AlreadyRedeemed
+        | Code::InviteState
+        | Code::GuestState
+        | Code::InstanceState
+        | Code::HandleTaken => rpc::CODE_CONFLICT,
+        Code::InvalidField | Code::MalformedRequest => rpc::CODE_PARAMS,
+        Code::NoCapacity | Code::NotEnforceable => rpc::CODE_UNAVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_numbers_are_numbers() {
+        let body = ErrorBody {
+            requested: Some("4096".to_owned()),
+            allowed: Some("1 to 20".to_owned()),
+            ..ErrorBody::new("capability_denied", "no")
+        };
+        let text = serde_json::to_string(&body).unwrap();
+        assert!(text.contains(r#""requested":4096,"allowed":"1 to 20""#), "{text}");
+        assert_eq!(serde_json::from_str::<ErrorBody>(&text).unwrap(), body);
+        let none = ErrorBody::new("x", "y");
+        let text = serde_json::to_string(&none).unwrap();
+        assert_eq!(text, r#"{"error":"y","code":"x"}"#);
+        assert_eq!(serde_json::from_str::<ErrorBody>(&text).unwrap(), none);
+        for word in ["007", "-1", "4.5", ""] {
+            let body = ErrorBody { requested: Some(word.to_owned()), ..none.clone() };
+            assert!(serde_json::to_value(&body).unwrap()["requested"].is_string(), "{word}");
+        }
     }
 }

@@ -8,10 +8,25 @@ use serde_json::Value;
 use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
 use crate::channel::ExecStart;
 use crate::refusal::{Code, Refusal};
-use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Port, Time};
-use aegis_rules::instance::{Expose, IdlePolicy, Instance, Protocol};
+use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Time};
+use aegis_rules::capability::CapabilityAsk;
+use aegis_rules::envelope::EnvelopeAsk;
+use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 
-/// Body of `POST /v1/instances`, as it comes.
+mod ports;
+mod tree;
+
+use ports::exposes;
+pub use ports::{Endpoint, ExposeBody};
+pub use tree::{
+    AuditRow, CapabilityBody, CapabilityShape, ChildShape, EnvelopeBody, EnvelopeShape, LeaseShape,
+    LimitsShape, SelfShape,
+};
+
+/// Secrets that a request names, and bytes of one name.
+const SECRETS_MAX: (usize, usize) = (32, 255);
+
+/// Body of `POST /v1/instances`, of a host and of a machine, as it comes.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateBody {
@@ -45,6 +60,18 @@ pub struct CreateBody {
     /// `default` or `leave-running`.
     #[serde(default)]
     pub idle_policy: Option<String>,
+    /// Names of secrets that it gets; `["*"]` is all that there are.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// A directory of the host that it gets as `/workspace`.
+    #[serde(default)]
+    pub workspace: Option<String>,
+    /// What it may do; nothing when absent, and its parent's for a child.
+    #[serde(default)]
+    pub capabilities: Option<CapabilityBody>,
+    /// What it and all below it may hold and spend; as much as there is when absent.
+    #[serde(default)]
+    pub envelope: Option<EnvelopeBody>,
 }
 
 /// A request for an instance, parsed; what is absent gets the host's default.
@@ -61,6 +88,10 @@ pub struct Create {
     pub cpu: Option<CpuMillis>,
     pub disk: Option<DiskBytes>,
     pub idle_policy: IdlePolicy,
+    pub secrets: Vec<String>,
+    pub workspace: Option<String>,
+    pub capabilities: CapabilityAsk,
+    pub envelope: EnvelopeAsk,
 }
 
 impl CreateBody {
@@ -70,6 +101,19 @@ impl CreateBody {
             check_command(command, &self.env)?;
         }
         check_env(&self.env)?;
+        let (most, bytes) = SECRETS_MAX;
+        if self.secrets.len() > most || self.secrets.iter().any(|s| s.is_empty() || s.len() > bytes)
+        {
+            let allowed = format!("at most {most} names of 1 to {bytes} bytes");
+            return Err(Refusal::field("secrets", allowed));
+        }
+        if self
+            .workspace
+            .as_ref()
+            .is_some_and(|w| w.is_empty() || w.len() > 4096 || w.contains('\0'))
+        {
+            return Err(Refusal::field("workspace", "a path of at most 4096 bytes"));
+        }
         let ranged = |name: &str, value: Option<f64>, limit: Limit| match value {
             None => Ok(None),
             Some(value) => {
@@ -100,6 +144,10 @@ impl CreateBody {
                 Some(word) => IdlePolicy::parse(&word)
                     .ok_or_else(|| Refusal::field("idle_policy", "default or leave-running"))?,
             },
+            secrets: self.secrets,
+            workspace: self.workspace,
+            capabilities: self.capabilities.unwrap_or_default().parse()?,
+            envelope: self.envelope.unwrap_or_default().parse()?,
         })
     }
 }
@@ -184,75 +232,6 @@ fn check_cwd(cwd: Option<String>) -> Result<Option<String>, Refusal> {
     }
 }
 
-const EXPOSES_MAX: usize = 64;
-
-fn exposes(list: &[Value]) -> Result<Vec<Expose>, Refusal> {
-    if list.len() > EXPOSES_MAX {
-        return Err(Refusal::field("exposes", format!("a list of at most {EXPOSES_MAX} ports")));
-    }
-    let bad = |i: usize| {
-        Refusal::field(
-            format!("exposes[{i}]"),
-            "a port from 1 to 65535, or {\"port\", \"public_port\"?, \"protocol\"?: \"http|tcp\"}",
-        )
-    };
-    let port = |v: &Value| v.as_u64().and_then(|n| Port::try_from(n).ok());
-    let mut out: Vec<Expose> = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        let expose = match item {
-            Value::Object(o) => {
-                if o.keys().any(|k| !matches!(k.as_str(), "port" | "public_port" | "protocol")) {
-                    return Err(bad(i));
-                }
-                Expose {
-                    guest_port: o.get("port").and_then(port).ok_or_else(|| bad(i))?,
-                    public_port: match o.get("public_port") {
-                        None | Some(Value::Null) => None,
-                        Some(v) => Some(port(v).ok_or_else(|| bad(i))?),
-                    },
-                    protocol: match o.get("protocol") {
-                        None | Some(Value::Null) => Protocol::Http,
-                        Some(v) => v.as_str().and_then(Protocol::parse).ok_or_else(|| bad(i))?,
-                    },
-                }
-            }
-            v => Expose {
-                guest_port: port(v).ok_or_else(|| bad(i))?,
-                public_port: None,
-                protocol: Protocol::Http,
-            },
-        };
-        if out.iter().any(|e| e.guest_port == expose.guest_port) {
-            return Err(bad(i));
-        }
-        out.push(expose);
-    }
-    Ok(out)
-}
-
-/// An exposed port as clients see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// The port inside.
-    pub guest_port: u16,
-    /// The port on the host.
-    pub public_port: u16,
-    /// `http` or `tcp`.
-    pub protocol: String,
-    /// Where it answers.
-    pub url: String,
-}
-
-impl Endpoint {
-    /// The endpoint of an exposed port on the address `host`, once it has a public port.
-    pub fn new(expose: &Expose, host: &str) -> Option<Endpoint> {
-        let public_port = expose.public_port?.get();
-        let protocol = expose.protocol.word().to_owned();
-        let url = format!("{protocol}://{host}:{public_port}");
-        Some(Endpoint { guest_port: expose.guest_port.get(), public_port, protocol, url })
-    }
-}
-
 /// An instance in lists and by itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the field names are the contract's")]
@@ -289,6 +268,12 @@ pub struct InstanceShape {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     pub usage: UsageShape,
+    pub capabilities: CapabilityShape,
+    /// Only of an instance by itself: a list would count every tree once per member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<EnvelopeShape>,
+    #[serde(flatten)]
+    pub lease: LeaseShape,
 }
 
 /// How the last machine ended.
@@ -299,6 +284,13 @@ pub struct ExitShape {
     pub code: Option<i32>,
     pub message: String,
     pub at: Time,
+}
+
+impl ExitShape {
+    /// The end of a record's last machine.
+    pub fn of(exit: &Exit) -> ExitShape {
+        ExitShape { code: exit.code, message: exit.message.clone(), at: exit.at }
+    }
 }
 
 /// What was measured of an instance over all its boots.
@@ -318,6 +310,7 @@ impl InstanceShape {
         host: &str,
         active_connections: u64,
         last_active_at: Time,
+        now: Time,
     ) -> InstanceShape {
         let usage = instance.usage();
         let spec = &instance.spec;
@@ -342,11 +335,7 @@ impl InstanceShape {
             boot_id: instance.boot_id.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             idle_policy: spec.idle_policy.word().to_owned(),
-            exit: instance.exit.as_ref().map(|e| ExitShape {
-                code: e.code,
-                message: e.message.clone(),
-                at: e.at,
-            }),
+            exit: instance.exit.as_ref().map(ExitShape::of),
             error: instance.last_error.clone(),
             usage: UsageShape {
                 cpu_seconds: usage.cpu_ns as f64 / 1e9,
@@ -354,6 +343,9 @@ impl InstanceShape {
                 disk_bytes: usage.disk_bytes,
                 uptime_seconds: usage.uptime.seconds(),
             },
+            capabilities: CapabilityShape::of(&instance.capabilities),
+            envelope: None,
+            lease: LeaseShape::of(instance, now),
         }
     }
 }

@@ -20,5 +20,6 @@ pub mod logs;
 pub mod pipe;
 pub mod worker;
 
+pub use aegis_rules::audit;
 pub use aegis_rules::refusal;
 pub use aegis_rules::words;

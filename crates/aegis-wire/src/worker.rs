@@ -55,6 +55,9 @@ pub enum Request {
     Freeze,
     /// Lets it go on, with the clock set. Answer: one [`Reply`].
     Thaw,
+    /// Saves the memory of a machine that stands still to disk, and frees it; a thaw brings it
+    /// back as it was. Answer: one [`Reply`]; refused while someone is connected. Repeats are fine.
+    Suspend,
     /// Ends the machine in order (processes, disk synced), else after the deadline by force.
     /// Answer: one [`Reply`] when it has ended.
     Stop {
@@ -185,6 +188,8 @@ pub struct Golden {
     pub modules: Option<PathBuf>,
     /// The static harness.
     pub harness: PathBuf,
+    /// The static MCP server, which every machine has as [`crate::channel::guest::MCP_PATH`].
+    pub mcp: PathBuf,
     /// Read-only root file system (erofs).
     pub base: PathBuf,
     /// Virtual CPUs.
@@ -251,6 +256,9 @@ pub enum MachineState {
     Frozen {
         /// As for `running`.
         boot_id: String,
+        /// Its memory is on disk.
+        #[serde(default)]
+        suspended: bool,
     },
     /// Gone; the last line.
     Ended(Ended),

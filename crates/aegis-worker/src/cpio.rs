@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use aegis_wire::channel::guest::{LAYER, MCP_PATH};
 use anyhow::Context as _;
 
 const DIRECTORY: u32 = 0o040755;
@@ -10,12 +11,16 @@ const FILE: u32 = 0o100644;
 const PROGRAM: u32 = 0o100755;
 const CHARACTER_DEVICE: u32 = 0o020600;
 
-/// Largest kernel module that is taken, and largest harness, bytes.
+/// Largest kernel module that is taken, and largest program, bytes.
 const MEMBER_MAX: u64 = 64 << 20;
 
-/// An archive with the harness as `/init`, the modules in `/modules`, and empty directories to
-/// mount on.
-pub fn initramfs(harness: &Path, modules: &[std::path::PathBuf]) -> anyhow::Result<Vec<u8>> {
+/// An archive with the harness as `/init`, the modules in `/modules`, empty directories to mount
+/// on, and below [`LAYER`] what every machine has whatever its image is.
+pub fn initramfs(
+    harness: &Path,
+    mcp: &Path,
+    modules: &[std::path::PathBuf],
+) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();
     for name in ["dev", "proc", "sys", "run", "tmp", "newroot", "modules"] {
         archive.add(name, DIRECTORY, (0, 0), &[]);
@@ -29,6 +34,12 @@ pub fn initramfs(harness: &Path, modules: &[std::path::PathBuf]) -> anyhow::Resu
             module.file_name().and_then(|n| n.to_str()).context("a module without a name")?;
         archive.add(&format!("modules/{name}"), FILE, (0, 0), &read(module)?);
     }
+    // The unpacker makes no directory by itself.
+    let inside = format!("{LAYER}{MCP_PATH}");
+    for (at, _) in inside.match_indices('/') {
+        archive.add(&inside[..at], DIRECTORY, (0, 0), &[]);
+    }
+    archive.add(&inside, PROGRAM, (0, 0), &read(mcp)?);
     Ok(archive.finish())
 }
 
@@ -92,15 +103,20 @@ mod tests {
     #[test]
     fn members_are_aligned_and_named() {
         let dir = tempfile::tempdir().unwrap();
-        let (init, module) = (dir.path().join("h"), dir.path().join("a.ko"));
+        let (init, mcp, module) =
+            (dir.path().join("h"), dir.path().join("m"), dir.path().join("a.ko"));
+        std::fs::write(&mcp, b"#!").unwrap();
         std::fs::write(&init, b"#!").unwrap();
         std::fs::write(&module, b"ELF").unwrap();
-        let bytes = initramfs(&init, &[module]).unwrap();
+        let bytes = initramfs(&init, &mcp, &[module]).unwrap();
         assert_eq!(bytes.len() % 4, 0);
         let heads = bytes.windows(6).enumerate().filter(|(_, w)| *w == b"070701");
         assert!(heads.clone().all(|(at, _)| at % 4 == 0));
-        assert_eq!(heads.count(), 7 + 2 + 1 + 1 + 1);
+        assert_eq!(heads.count(), 7 + 2 + 1 + 1 + (3 + 1) + 1);
         let text = String::from_utf8_lossy(&bytes);
+        let layer =
+            ["aegis\0", "aegis/usr\0", "aegis/usr/bin\0", "aegis/usr/bin/aegis-mcp-guest\0"];
+        assert!(layer.iter().all(|name| text.contains(name)));
         assert!(text.contains("modules/a.ko\0") && text.contains("TRAILER!!!\0"));
     }
 }

@@ -59,7 +59,7 @@ async fn one(
     let mut pipe = Pipe::new(vmm.ctl);
     let death = vmm.child.death();
     let work = async {
-        machine::restore(&qmp, vmm.state_fd).await?;
+        machine::restore(&qmp, vmm.state_fd, Birth::Clone).await?;
         relay::one_session(&mut pipe, IDENTIFY_DEADLINE, async |session| {
             let _: Health =
                 session.peer.call(method::HEALTH, &Value::Null, IDENTIFY_DEADLINE).await?;

@@ -236,7 +236,7 @@ fn key(golden: &Golden, shape: Shape) -> anyhow::Result<String> {
     };
     add("generations", format!("1 {WORKER_GENERATION} {CHANNEL_GENERATION}").as_bytes());
     add("arguments", qemu::template(shape).join("\n").as_bytes());
-    let mut files = vec![&golden.qemu, &golden.kernel, &golden.harness, &golden.base];
+    let mut files = vec![&golden.qemu, &golden.kernel, &golden.harness, &golden.mcp, &golden.base];
     let modules = snapshot::modules(golden)?;
     files.extend(&modules);
     for path in files {
@@ -292,6 +292,7 @@ mod tests {
             kernel: file("kernel"),
             modules: Some(modules.clone()),
             harness: file("harness"),
+            mcp: file("mcp"),
             base: file("base"),
             vcpus: 1,
             memory: MemoryMb(256),
@@ -301,7 +302,7 @@ mod tests {
         assert_eq!(keys[0], place(&golden).unwrap().key, "the same inputs, the same key");
         keys.push(place(&Golden { vcpus: 2, ..golden.clone() }).unwrap().key);
         keys.push(place(&Golden { memory: MemoryMb(512), ..golden.clone() }).unwrap().key);
-        for name in ["qemu", "kernel", "harness", "base"] {
+        for name in ["qemu", "kernel", "harness", "mcp", "base"] {
             std::fs::write(dir.path().join(name), format!("{name} changed")).unwrap();
             keys.push(place(&golden).unwrap().key);
         }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aegis_wire::bounds::RPC_DEADLINE;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
@@ -12,12 +13,18 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use crate::broker::Broker;
+use crate::child::{Child, Death};
 use crate::logs::Log;
-use crate::machine;
 use crate::meter::Meter;
 use crate::qmp::{Qmp, QmpError};
-use crate::relay::Relay;
-use crate::run_dir::{Record, RunDir, monotonic_ms};
+use crate::relay::{Relay, USER_STREAMS_MAX};
+use crate::run_dir::{self, ProcessName, Record, RunDir, monotonic_ms};
+use crate::suspend::{self, Bed};
+use crate::{machine, snapshot};
+
+/// How long a killed process may take to be gone.
+pub const DEATH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Levels, not messages: who looks late sees what is.
 pub struct Shared {
@@ -29,8 +36,12 @@ pub struct Shared {
     pub stop: watch::Sender<Option<u64>>,
     /// The machine, once it runs.
     pub live: watch::Sender<Option<Arc<Live>>>,
+    /// What the machine asks for.
+    pub broker: Arc<Broker>,
     /// The primary process was found gone, without the news of its exit.
     pub exit: watch::Sender<bool>,
+    /// The machine's process.
+    pub child: Mutex<Option<Child>>,
 }
 
 impl Shared {
@@ -41,8 +52,30 @@ impl Shared {
             usage: watch::Sender::new(Sample::default()),
             stop: watch::Sender::new(None),
             live: watch::Sender::new(None),
+            broker: Arc::new(Broker::new()),
             exit: watch::Sender::new(false),
+            child: Mutex::default(),
         }
+    }
+
+    /// Holds the machine's process, whatever comes after.
+    pub fn hold(&self, child: Child) {
+        *lock(&self.child) = Some(child);
+    }
+
+    /// Kills the machine's process; returns its last words.
+    pub async fn kill(&self) -> String {
+        let Some(mut child) = lock(&self.child).take() else { return String::new() };
+        child.kill();
+        if tokio::time::timeout(DEATH_DEADLINE, child.wait()).await.is_err() {
+            tracing::error!("QEMU does not die");
+        }
+        child.last_words()
+    }
+
+    /// What the machine's process said last.
+    pub fn last_words(&self) -> String {
+        lock(&self.child).as_ref().map(Child::last_words).unwrap_or_default()
     }
 
     /// Tells how far the boot is.
@@ -93,6 +126,11 @@ impl Books {
         Ok(to)
     }
 
+    /// Where it is written down.
+    pub fn directory(&self) -> PathBuf {
+        lock(&self.run_dir).path().to_owned()
+    }
+
     /// Measures from zero: what was used until now is nobody's.
     pub fn restart(&self) {
         *lock(&self.meter) = Meter::default();
@@ -115,9 +153,20 @@ impl Books {
     }
 }
 
+/// The process that a machine runs in.
+#[derive(Clone)]
+pub struct Engine {
+    /// Its monitor.
+    pub qmp: Arc<Qmp>,
+    /// Tells its end.
+    pub death: Death,
+}
+
 /// A machine that runs or stands still.
 pub struct Live {
-    qmp: Qmp,
+    // None while its memory is on disk.
+    engine: watch::Sender<Option<Engine>>,
+    bed: Bed,
     /// Its channel.
     pub relay: Relay,
     /// Its log.
@@ -133,14 +182,40 @@ pub struct Live {
 impl Live {
     /// A machine whose primary process was started.
     pub fn new(
-        qmp: Qmp,
+        engine: Engine,
+        bed: Bed,
         relay: Relay,
         log: Arc<Log>,
         boot_id: String,
         frozen: watch::Sender<bool>,
         books: Arc<Books>,
     ) -> Live {
-        Live { qmp, relay, log, boot_id, frozen, books, turn: tokio::sync::Mutex::default() }
+        let (engine, turn) = (watch::Sender::new(Some(engine)), tokio::sync::Mutex::default());
+        Live { engine, bed, relay, log, boot_id, frozen, books, turn }
+    }
+
+    /// Completes when the process that it runs in has died.
+    pub async fn died(&self) {
+        let mut engine = self.engine.subscribe();
+        loop {
+            let now = engine.borrow_and_update().clone();
+            let died = async {
+                match now {
+                    Some(engine) => engine.death.happened().await,
+                    // Suspended: it has none.
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Ok(()) = engine.changed() => {}
+                () = died => return,
+            }
+        }
+    }
+
+    fn engine(&self) -> Option<Engine> {
+        self.engine.borrow().clone()
     }
 
     /// Whether its clock stands still.
@@ -154,21 +229,75 @@ impl Live {
         if self.is_frozen() {
             return Ok(());
         }
+        let Some(engine) = self.engine() else { return Ok(()) };
         // Before it stands still, so that nobody is blamed for not answering.
         self.frozen.send_replace(true);
-        if let Err(error) = self.qmp.execute("stop", Value::Null).await {
+        if let Err(error) = engine.qmp.execute("stop", Value::Null).await {
             self.frozen.send_replace(false);
             return Err(internal(&error));
         }
         self.book(|clock, now| clock.frozen_since_ms = Some(now));
         let boot_id = self.boot_id.clone();
-        self.tell(shared, MachineState::Frozen { boot_id });
+        self.tell(shared, MachineState::Frozen { boot_id, suspended: false });
         Ok(())
+    }
+
+    /// Gives its memory back: it is saved, and its process ends. A thaw wakes it.
+    pub async fn suspend(&self, shared: &Shared) -> Result<(), RpcError> {
+        let _turn = self.turn.lock().await;
+        if !self.is_frozen() {
+            return Err(conflict("it runs"));
+        }
+        let Some(engine) = self.engine() else { return Ok(()) };
+        if self.relay.user_streams.available_permits() < USER_STREAMS_MAX {
+            return Err(conflict("someone is connected to it"));
+        }
+        self.bed.save(&engine.qmp, &self.memory_path()).await.map_err(|e| unsaved(&e))?;
+        // Its death is no crash from now on.
+        self.engine.send_replace(None);
+        shared.kill().await;
+        if let Err(error) = self.books.update(|record| record.qemu = None) {
+            tracing::error!(error = format!("{error:#}"), "its sleep is not written down");
+        }
+        let boot_id = self.boot_id.clone();
+        self.tell(shared, MachineState::Frozen { boot_id, suspended: true });
+        Ok(())
+    }
+
+    /// Starts a process that goes on where the suspended one ended, and stands still like it.
+    async fn wake(&self, shared: &Shared) -> anyhow::Result<Engine> {
+        let path = self.memory_path();
+        let cgroups = self.books.record().group.doors()?;
+        let vmm = self.bed.wake(&path, cgroups)?;
+        let engine = Engine { qmp: Arc::new(Qmp::start(vmm.qmp)), death: vmm.child.death() };
+        let name = ProcessName::of(vmm.child.pid().as_raw_nonzero().get());
+        shared.hold(vmm.child);
+        self.books.update(|record| record.qemu = name)?;
+        let taken = tokio::select! {
+            taken = suspend::take_over(&engine.qmp, vmm.state_fd) => taken,
+            () = engine.death.happened() => Err(anyhow::anyhow!("QEMU ended")),
+        };
+        if let Err(error) = taken {
+            // What was saved is still there: another try may have more luck.
+            let words = shared.kill().await;
+            self.books.update(|record| record.qemu = None)?;
+            return Err(snapshot::with_last_words(error, &words));
+        }
+        self.relay.plug(vmm.ctl).await?;
+        self.engine.send_replace(Some(engine.clone()));
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(%error, "what was saved stays there");
+        }
+        Ok(engine)
+    }
+
+    fn memory_path(&self) -> PathBuf {
+        self.books.directory().join(run_dir::MEMORY)
     }
 
     /// Lets it go on, with the host's clock.
     pub async fn thaw(&self, shared: &Shared) -> Result<(), RpcError> {
-        if !self.let_go().await.map_err(|e| internal(&e))? {
+        if !self.let_go(shared).await.map_err(|e| unwoken(&e))? {
             return Ok(());
         }
         let boot_id = self.boot_id.clone();
@@ -191,12 +320,16 @@ impl Live {
     }
 
     /// Lets its processors go on; false when they did already.
-    pub async fn let_go(&self) -> Result<bool, QmpError> {
+    pub async fn let_go(&self, shared: &Shared) -> anyhow::Result<bool> {
         let _turn = self.turn.lock().await;
         if !self.is_frozen() {
             return Ok(false);
         }
-        self.qmp.execute("cont", Value::Null).await?;
+        let engine = match self.engine() {
+            Some(engine) => engine,
+            None => self.wake(shared).await?,
+        };
+        engine.qmp.execute("cont", Value::Null).await?;
         self.book(|clock, now| {
             if let Some(since) = clock.frozen_since_ms.take() {
                 clock.frozen_ms += now.saturating_sub(since);
@@ -206,7 +339,7 @@ impl Live {
         Ok(true)
     }
 
-    fn book(&self, change: impl FnOnce(&mut crate::run_dir::ClockRecord, u64)) {
+    fn book(&self, change: impl FnOnce(&mut run_dir::ClockRecord, u64)) {
         let now = monotonic_ms();
         let booked = self.books.update(|record| {
             if let Some(clock) = &mut record.clock {
@@ -233,6 +366,14 @@ impl Live {
 /// Not in a state for that.
 pub fn conflict(text: impl Into<String>) -> RpcError {
     RpcError::new(CODE_CONFLICT, text)
+}
+
+fn unsaved(error: &anyhow::Error) -> RpcError {
+    RpcError::new(CODE_INTERNAL, format!("it keeps its memory: {error:#}"))
+}
+
+fn unwoken(error: &anyhow::Error) -> RpcError {
+    RpcError::new(CODE_INTERNAL, format!("it does not go on: {error:#}"))
 }
 
 fn internal(error: &QmpError) -> RpcError {

@@ -19,7 +19,7 @@ use aegis_wire::bounds::{
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::channel::{
     AwaitPort, Health, Identified as IdentifiedAnswer, Identify, ProcessExit, Shutdown, Started,
-    StreamHead, Warm, method,
+    StreamHead, Warm, guest, method,
 };
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{EndReason, Golden, Launch, MachineState, Spare, run_dir};
@@ -31,13 +31,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::cgroup::{Group, Host, Limits};
-use crate::child::{Child, Death};
-use crate::life::{Books, Live, Shared};
+use crate::child::Death;
+use crate::life::{Books, Engine, Live, Shared};
 use crate::logs::Log;
 use crate::qemu::{self, Birth, Cage, Parts};
-use crate::qmp::{QMP_DEADLINE, Qmp};
+use crate::qmp::{QMP_DEADLINE, Qmp, Seen};
 use crate::relay::{self, Relay};
 use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
+use crate::suspend::Bed;
 use crate::{disk, exec, golden, snapshot};
 
 /// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
@@ -112,6 +113,7 @@ pub struct Prepared<'a> {
 /// A twin of all other clones.
 pub struct Booted {
     base: Base,
+    bed: Bed,
     death: Death,
     qmp: Qmp,
     relay: Relay,
@@ -122,6 +124,7 @@ pub struct Booted {
 /// A machine of its own.
 pub struct Identified {
     base: Base,
+    bed: Bed,
     launch: Launch,
     log: Arc<Log>,
     death: Death,
@@ -135,7 +138,6 @@ pub struct Identified {
 pub struct Running {
     shared: Arc<Shared>,
     books: Arc<Books>,
-    death: Death,
     live: Arc<Live>,
     drained: watch::Receiver<bool>,
 }
@@ -172,8 +174,8 @@ pub async fn prepare(
 }
 
 impl Prepared<'_> {
-    /// Starts the clone. The process is put into `child` at once, whatever comes after.
-    pub async fn boot(self, child: &mut Option<Child>) -> anyhow::Result<Booted> {
+    /// Starts the clone. Its process is held at once, whatever comes after.
+    pub async fn boot(self) -> anyhow::Result<Booted> {
         let Prepared { base, ground, place, golden, mut disk } = self;
         base.shared.stage("clone");
         let parts = Parts {
@@ -188,29 +190,31 @@ impl Prepared<'_> {
         let cage = Cage { cgroups, uid: ground.uid, file_size_max: Some(disk.bytes) };
         let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
         let program = &ground.golden.qemu;
+        let bed = Bed::of(program, place.shape, &parts, &cage)?;
         let vmm = qemu::start(program, place.shape, Birth::Clone, parts, cage)?;
         let death = vmm.child.death();
         let pid = vmm.child.pid().as_raw_nonzero().get();
-        *child = Some(vmm.child);
+        base.shared.hold(vmm.child);
         // While QEMU starts, which takes longer.
         disk.begin()?;
         let qmp = Qmp::start(vmm.qmp);
         let (frozen, frozen_seen) = watch::channel(false);
-        let relay = Relay::start(vmm.ctl, frozen_seen);
+        let relay = Relay::start(vmm.ctl, frozen_seen, Arc::clone(&base.shared.broker));
         base.books.update(|record| {
             record.qemu = ProcessName::of(pid);
             record.clock = Some(clock);
         })?;
-        alive(&death, restore(&qmp, vmm.state_fd)).await?;
-        Ok(Booted { base, death, qmp, relay, frozen, disk })
+        alive(death.happened(), restore(&qmp, vmm.state_fd, Birth::Clone)).await?;
+        Ok(Booted { base, bed, death, qmp, relay, frozen, disk })
     }
 }
 
-/// Lets a QEMU that was started with `Birth::Clone` take over the snapshot; completes when it runs.
-pub async fn restore(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
-    let state_fd = state_fd.context("a clone without a state")?;
+/// Lets a QEMU that was not started as a golden one take over what was saved; completes when a clone
+/// runs, and when a woken machine is whole.
+pub async fn restore(qmp: &Qmp, state_fd: Option<i32>, birth: Birth) -> anyhow::Result<()> {
+    let state_fd = state_fd.context("nothing was saved")?;
     let capabilities = json!({"capabilities": [
-        {"capability": "x-ignore-shared", "state": true},
+        {"capability": "x-ignore-shared", "state": birth == Birth::Clone},
         {"capability": "events", "state": true},
     ]});
     // All at once: QEMU reads them in order as soon as it reads at all.
@@ -223,11 +227,15 @@ pub async fn restore(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
         command.answer().await?;
     }
     let mut seen = qmp.seen();
-    let done = seen.wait_for(|s| s.resumed || s.closed || s.migration == "failed");
+    let whole = |s: &Seen| match birth {
+        Birth::Wake => s.migration == "completed",
+        _ => s.resumed,
+    };
+    let done = seen.wait_for(|s| whole(s) || s.closed || s.migration == "failed");
     let end = tokio::time::timeout(QMP_DEADLINE, done)
         .await
-        .with_context(|| format!("the clone did not run within {}s", QMP_DEADLINE.as_secs()))??;
-    anyhow::ensure!(end.resumed, "QEMU could not take over the golden snapshot");
+        .with_context(|| format!("it was not whole within {}s", QMP_DEADLINE.as_secs()))??;
+    anyhow::ensure!(whole(&end), "QEMU could not take over what was saved");
     Ok(())
 }
 
@@ -251,7 +259,7 @@ impl Booted {
             self.qmp.execute("stop", Value::Null).await?;
             anyhow::Ok(())
         };
-        alive(&self.death, work).await?;
+        alive(self.death.happened(), work).await?;
         self.base.shared.state.send_replace(MachineState::Spare);
         Ok(self)
     }
@@ -259,7 +267,7 @@ impl Booted {
     /// Waits for what a spare will be.
     pub async fn wait_for(&self, launch: oneshot::Receiver<Box<Launch>>) -> anyhow::Result<Launch> {
         let told = async { launch.await.context("it was not needed any more") };
-        alive(&self.death, told).await.map(|launch| *launch)
+        alive(self.death.happened(), told).await.map(|launch| *launch)
     }
 
     /// Makes a spare the machine that is asked for: its disk gets its place, and what it used until
@@ -282,7 +290,7 @@ impl Booted {
 
     /// Gives the clone what no other clone has. Nothing but the harness ran in it until now.
     pub async fn identify(self, launch: Launch) -> anyhow::Result<Identified> {
-        let Booted { base, death, qmp, relay, frozen, mut disk } = self;
+        let Booted { base, bed, death, qmp, relay, frozen, mut disk } = self;
         base.shared.stage("identify");
         let log = Log::open(&launch.log_dir, launch.instance_id.clone())
             .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
@@ -315,16 +323,16 @@ impl Booted {
             );
             anyhow::Ok(identified.boot_id)
         };
-        let boot_id = alive(&death, work).await?;
+        let boot_id = alive(death.happened(), work).await?;
         let log = Arc::new(log);
-        Ok(Identified { base, launch, log, death, qmp, relay, frozen, boot_id })
+        Ok(Identified { base, bed, launch, log, death, qmp, relay, frozen, boot_id })
     }
 }
 
 impl Identified {
     /// Puts the CPU quota in force and starts the primary process.
     pub async fn run(self) -> anyhow::Result<Running> {
-        let Identified { base, launch, log, death, qmp, relay, frozen, boot_id } = self;
+        let Identified { base, bed, launch, log, death, qmp, relay, frozen, boot_id } = self;
         let Base { shared, books } = base;
         shared.stage("run");
         match books.record().group.set_quota(launch.cpu) {
@@ -334,6 +342,8 @@ impl Identified {
             Err(error) => tracing::warn!(%error, "this machine's CPU limit is not enforced"),
             Ok(()) => {}
         }
+        let mut run = launch.run;
+        run.env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
         let (tell_drained, drained) = watch::channel(false);
         let work = async {
             let session = relay.session().await?;
@@ -341,25 +351,27 @@ impl Identified {
             let log = Arc::clone(&log);
             let sessions = relay.clone();
             tokio::spawn(async move { exec::primary(logs, sessions, &log, tell_drained).await });
-            let _: Started = session.peer.call(method::RUN, &launch.run, RPC_DEADLINE).await?;
+            let _: Started = session.peer.call(method::RUN, &run, RPC_DEADLINE).await?;
             anyhow::Ok(())
         };
-        alive(&death, work).await?;
-        let live = Arc::new(Live::new(qmp, relay, log, boot_id, frozen, Arc::clone(&books)));
+        alive(death.happened(), work).await?;
+        let engine = Engine { qmp: Arc::new(qmp), death: death.clone() };
+        let live = Live::new(engine, bed, relay, log, boot_id, frozen, Arc::clone(&books));
+        let live = Arc::new(live);
         if let Some(port) = launch.await_port {
             shared.stage("port");
             let mut exited = live.relay.exited.clone();
             tokio::select! {
-                accepts = alive(&death, await_port(&live.relay, port)) => accepts?,
+                accepts = alive(death.happened(), await_port(&live.relay, port)) => accepts?,
                 _ = exited.wait_for(Option::is_some) => {
-                    return Ok(Running { shared, books, death, live, drained });
+                    return Ok(Running { shared, books, live, drained });
                 }
             }
         }
         shared.live.send_replace(Some(Arc::clone(&live)));
         tracing::info!(boot_id = live.boot_id, "running");
         shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
-        Ok(Running { shared, books, death, live, drained })
+        Ok(Running { shared, books, live, drained })
     }
 }
 
@@ -376,7 +388,7 @@ impl Running {
         loop {
             tokio::select! {
                 biased;
-                () = self.death.happened() => return self.crashed(),
+                () = self.live.died() => return self.crashed(),
                 Some(grace_ms) = told(&mut stop) => {
                     return self.stopped(Duration::from_millis(grace_ms).min(GRACE_MAX)).await;
                 }
@@ -385,7 +397,7 @@ impl Running {
                 Some(why) = told(&mut dead) => {
                     // A VMM that dies takes the channel with it: then its death is the cause.
                     tokio::select! {
-                        () = self.death.happened() => return self.crashed(),
+                        () = self.live.died() => return self.crashed(),
                         () = tokio::time::sleep(DRAIN_DEADLINE) => {}
                     }
                     return End { reason: EndReason::Crashed, exit: self.exit(), message: why };
@@ -422,7 +434,7 @@ impl Running {
 
     async fn stopped(mut self, grace: Duration) -> End {
         // Nobody inside can end in order while the clock stands still.
-        let thawed = self.live.let_go().await;
+        let thawed = self.live.let_go(&self.shared).await;
         let message = if thawed.is_ok() && self.shut_down(grace).await {
             self.drain().await;
             "the host stopped it".to_owned()
@@ -442,7 +454,7 @@ impl Running {
             let _: Value = session.peer.call(method::SHUTDOWN, &ask, deadline).await?;
             anyhow::Ok(())
         };
-        let done = tokio::time::timeout(deadline, alive(&self.death, work)).await;
+        let done = tokio::time::timeout(deadline, alive(self.live.died(), work)).await;
         match done {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
@@ -469,12 +481,12 @@ async fn told<T: Clone>(level: &mut watch::Receiver<Option<T>>) -> Option<T> {
 
 /// Works as long as the VMM lives.
 async fn alive<T, E: Into<anyhow::Error>>(
-    death: &Death,
+    death: impl Future<Output = ()>,
     work: impl Future<Output = Result<T, E>>,
 ) -> anyhow::Result<T> {
     tokio::select! {
         done = work => done.map_err(Into::into),
-        () = death.happened() => anyhow::bail!("the VMM died"),
+        () = death => anyhow::bail!("the VMM died"),
     }
 }
 

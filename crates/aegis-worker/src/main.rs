@@ -10,6 +10,7 @@
 //! ```
 //! Shapes: `aegis_wire::worker`. Start reading at `serve.rs`, then `machine.rs`.
 
+mod broker;
 mod cgroup;
 mod child;
 mod cpio;
@@ -32,6 +33,7 @@ mod relay;
 mod run_dir;
 mod serve;
 mod snapshot;
+mod suspend;
 mod sys;
 
 use std::io::{self, Read as _, Write as _};

@@ -58,11 +58,13 @@ pub enum Birth {
     },
     /// Takes over a snapshot; its memory is copied as it is written to.
     Clone,
+    /// Goes on where it was suspended, with its memory from a file.
+    Wake,
 }
 
 /// What a machine's process is given.
 pub struct Parts {
-    /// Golden memory, or the memory that becomes it.
+    /// Golden memory, or the memory that becomes it; empty memory for one that brings its own.
     pub memory: OwnedFd,
     /// The read-only root.
     pub base: OwnedFd,
@@ -72,7 +74,7 @@ pub struct Parts {
     pub kernel: OwnedFd,
     /// The first file system (golden only).
     pub initrd: Option<OwnedFd>,
-    /// Saved device state, inherited under the number that [`Vmm::state_fd`] tells (clones only).
+    /// What was saved, inherited under the number that [`Vmm::state_fd`] tells (not golden).
     pub state: Option<OwnedFd>,
 }
 
@@ -280,7 +282,7 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
             add(&["-initrd", &number_path(fd.initrd)]);
             add(&["-append", &kernel_command_line(engine, tsc_khz)]);
         }
-        Birth::Clone => add(&["-incoming", "defer"]),
+        Birth::Clone | Birth::Wake => add(&["-incoming", "defer"]),
     }
     args
 }
@@ -320,6 +322,7 @@ mod tests {
         };
         let golden = devices(Birth::Golden { tsc_khz: Some(1) });
         assert_eq!(golden, devices(Birth::Clone));
+        assert_eq!(golden, devices(Birth::Wake));
         assert_eq!(golden.len(), 5);
         assert!(!golden.iter().any(|d| d.contains("balloon")), "corrupts what clones share");
     }

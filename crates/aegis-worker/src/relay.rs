@@ -1,13 +1,15 @@
 //! The control channel of one machine: sessions over its byte pipe, and who may use them.
 //!
 //! The relay never looks into what crosses. It bounds it: frames, streams and windows by the wire
-//! crate, sessions here. A machine whose sessions die one after the other is given up.
+//! crate, calls by the broker, sessions here. A machine whose sessions die one after the other is
+//! given up.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_wire::bounds::{IDENTIFY_DEADLINE, STREAMS_MAX};
-use aegis_wire::channel::rpc::{CODE_METHOD, RpcError};
+use aegis_wire::channel::rpc::{CODE_METHOD, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::channel::{ProcessExit, StreamHead, method};
 use aegis_wire::pipe::mux::{self, Mux, Stream};
 use aegis_wire::pipe::peer::{Handler, Peer};
@@ -19,6 +21,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
+
+use crate::broker::Broker;
 
 /// So many lost sessions within [`LOSSES_WITHIN`] end the machine.
 const LOSSES_MAX: usize = 5;
@@ -45,17 +49,31 @@ pub struct Relay {
     /// Why the channel was given up, once it was.
     pub dead: watch::Receiver<Option<String>>,
     /// Counts the streams of execs and ports.
-    pub user_streams: std::sync::Arc<Semaphore>,
+    pub user_streams: Arc<Semaphore>,
+    // Byte pipes of later processes of the same machine.
+    plugs: mpsc::Sender<UnixStream>,
 }
 
-/// Takes note of what the machine says by itself. It can't ask for anything in this generation.
+/// Takes note of what the machine says by itself, and passes on what it asks for.
 struct FromMachine {
     exited: watch::Sender<Option<ProcessExit>>,
+    // A golden machine is nobody's: it can ask for nothing.
+    broker: Option<Arc<Broker>>,
+    session: Mux,
 }
 
 impl Handler for FromMachine {
-    async fn request(&self, method: String, _: Value) -> Result<Value, RpcError> {
-        Err(RpcError::new(CODE_METHOD, format!("{method:.40} is not served")))
+    async fn request(&self, method: String, params: Value) -> Result<Value, RpcError> {
+        let Some(broker) = &self.broker else {
+            return Err(RpcError::new(CODE_METHOD, format!("{method:.40} is not served")));
+        };
+        tokio::select! {
+            answer = broker.call(method, params) => answer,
+            // Nobody can hear the answer any more: its place is free for the next session.
+            () = self.session.closed() => {
+                Err(RpcError::new(CODE_UNAVAILABLE, "the session has ended"))
+            }
+        }
     }
 
     fn notification(&self, name: String, params: Value) {
@@ -90,7 +108,7 @@ pub async fn one_session<T>(
     tokio::spawn(refuse(inbound));
     let (exited, _) = watch::channel(None);
     tokio::select! {
-        done = async { work(converse(mux, exited).await?).await } => done,
+        done = async { work(converse(mux, exited, None).await?).await } => done,
         ended = pipe.carry(epoch, app) => {
             ended.context("the control channel broke")?;
             anyhow::bail!("the control channel's session ended")
@@ -100,18 +118,26 @@ pub async fn one_session<T>(
 
 impl Relay {
     /// Starts to open sessions on a machine's byte pipe, one after the other, for ever. While
-    /// `frozen` nobody inside can answer, and nobody is blamed for it.
-    pub fn start(ctl: UnixStream, frozen: watch::Receiver<bool>) -> Relay {
+    /// `frozen` nobody inside can answer, and nobody is blamed for it. What the machine asks for goes
+    /// to `broker`.
+    pub fn start(ctl: UnixStream, frozen: watch::Receiver<bool>, broker: Arc<Broker>) -> Relay {
         let (session_in, session) = watch::channel(None);
         let (exited_in, exited) = watch::channel(None);
         let (dead_in, dead) = watch::channel(None);
+        let (plugs, plugged) = mpsc::channel(1);
         tokio::spawn(async move {
-            let why = sessions(ctl, frozen, &session_in, &exited_in).await;
+            let why = sessions(ctl, plugged, frozen, &session_in, &exited_in, &broker).await;
             session_in.send_replace(None);
             dead_in.send_replace(Some(why));
         });
-        let user_streams = std::sync::Arc::new(Semaphore::new(USER_STREAMS_MAX));
-        Relay { session, exited, dead, user_streams }
+        let user_streams = Arc::new(Semaphore::new(USER_STREAMS_MAX));
+        Relay { session, exited, dead, user_streams, plugs }
+    }
+
+    /// Goes on over the byte pipe of another process, which took the machine over while it stood
+    /// still.
+    pub async fn plug(&self, ctl: UnixStream) -> anyhow::Result<()> {
+        self.plugs.send(ctl).await.context("the control channel ended")
     }
 
     /// The session of now, or the next one.
@@ -144,9 +170,11 @@ pub async fn open_stream(mux: &Mux, head: &StreamHead, first: &[u8]) -> std::io:
 
 async fn sessions(
     ctl: UnixStream,
+    mut plugged: mpsc::Receiver<UnixStream>,
     mut frozen: watch::Receiver<bool>,
     session: &watch::Sender<Option<Session>>,
     exited: &watch::Sender<Option<ProcessExit>>,
+    broker: &Arc<Broker>,
 ) -> String {
     let mut pipe = Pipe::new(ctl);
     let mut losses: VecDeque<Instant> = VecDeque::with_capacity(LOSSES_MAX);
@@ -157,6 +185,14 @@ async fn sessions(
         };
         match tokio::time::timeout(IDENTIFY_DEADLINE, pipe.open(epoch)).await {
             Ok(Ok(())) => {}
+            // A suspended machine has no process; the next one brings its own pipe.
+            Ok(Err(_)) if *frozen.borrow() => match plugged.recv().await {
+                Some(ctl) => {
+                    pipe = Pipe::new(ctl);
+                    continue;
+                }
+                None => return "the machine is gone".to_owned(),
+            },
             Ok(Err(error)) => return format!("the control channel broke: {error}"),
             Err(_) if *frozen.borrow() => {
                 if frozen.wait_for(|frozen| !frozen).await.is_err() {
@@ -173,7 +209,7 @@ async fn sessions(
         let (mux, inbound) = mux::start(ours, true);
         tokio::spawn(refuse(inbound));
         let converse = async {
-            match converse(mux.clone(), exited.clone()).await {
+            match converse(mux.clone(), exited.clone(), Some(Arc::clone(broker))).await {
                 Ok(opened) => session.send_replace(Some(opened)),
                 Err(_) => None,
             };
@@ -184,6 +220,9 @@ async fn sessions(
             () = converse => Ok(()),
         };
         session.send_replace(None);
+        if *frozen.borrow() {
+            continue;
+        }
         tracing::warn!(error = ?ended.err(), "the control channel's session was lost");
         let now = Instant::now();
         if losses.len() == LOSSES_MAX {
@@ -199,9 +238,13 @@ async fn sessions(
     }
 }
 
-async fn converse(mux: Mux, exited: watch::Sender<Option<ProcessExit>>) -> anyhow::Result<Session> {
+async fn converse(
+    mux: Mux,
+    exited: watch::Sender<Option<ProcessExit>>,
+    broker: Option<Arc<Broker>>,
+) -> anyhow::Result<Session> {
     let control = open_stream(&mux, &StreamHead::Control, &[]).await?;
-    let peer = Peer::start(control, FromMachine { exited });
+    let peer = Peer::start(control, FromMachine { exited, broker, session: mux.clone() });
     Ok(Session { mux, peer })
 }
 

@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
 
+/// Memory of a suspended machine.
+pub const MEMORY: &str = "memory";
+
 /// Largest of the small JSON files here, bytes.
 const FILE_MAX: u64 = 1 << 20;
 

@@ -9,30 +9,31 @@ use std::time::{Duration, Instant};
 use aegis_wire::bounds::{
     RPC_DEADLINE, WORKER_GENERATION, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX,
 };
-use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_METHOD, RpcError};
+use aegis_wire::channel::guest::RenewToken;
+use aegis_wire::channel::method;
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
+use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{
     Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Spare, run_dir,
 };
 use anyhow::Context as _;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cgroup::Host;
-use crate::child::Child;
 use crate::exec::{self, Asker};
-use crate::life::{Books, Live, Shared, conflict};
+use crate::life::{Books, DEATH_DEADLINE, Live, Shared, conflict};
 use crate::machine::{self, End, Ground, Running};
 use crate::run_dir::{ProcessName, Record, RunDir};
-use crate::{disk, lines, logs, port, snapshot};
+use crate::{broker, disk, lines, logs, port, snapshot};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 512;
 /// How long the end waits for those who listen to hear it.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long a killed process may take to be gone.
-const DEATH_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest reason of an end, bytes.
 const MESSAGE_MAX: usize = 2048;
 
@@ -55,13 +56,12 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
         .context("nobody said launch")?;
     // Later launches are refused: nobody receives them.
     drop(births);
-    let mut child = None;
     let books = open_books(&birth, run_dir);
     let end = match &books {
-        Ok(books) => live(birth, &shared, Arc::clone(books), &mut child).await,
+        Ok(books) => live(birth, &shared, Arc::clone(books)).await,
         Err(error) => boot_failed(format!("{error:#}")),
     };
-    bury(end, &shared, books.ok(), child).await;
+    bury(end, &shared, books.ok()).await;
     // Who listens shall hear it.
     farewell(&mut serving.await?).await;
     Ok(())
@@ -99,15 +99,10 @@ fn open_books(birth: &Birth, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
 }
 
 /// Boots what is launched, and identifies and runs it.
-async fn bear(
-    launch: Launch,
-    shared: Arc<Shared>,
-    books: Arc<Books>,
-    child: &mut Option<Child>,
-) -> anyhow::Result<Running> {
+async fn bear(launch: Launch, shared: Arc<Shared>, books: Arc<Books>) -> anyhow::Result<Running> {
     let ground = Ground::of(&launch);
     let disk = disk::open(&launch.disk, ground.uid)?;
-    let booted = machine::prepare(ground, disk, shared, books).await?.boot(child).await?;
+    let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
     booted.identify(launch).await?.run().await
 }
 
@@ -117,12 +112,11 @@ async fn bear_spare(
     launch: oneshot::Receiver<Box<Launch>>,
     shared: Arc<Shared>,
     books: Arc<Books>,
-    child: &mut Option<Child>,
 ) -> anyhow::Result<Running> {
     let ground = Ground::of_spare(&spare);
     let disk = Disk { path: books.record().disk, bytes: spare.disk_bytes };
     let disk = disk::open(&disk, ground.uid)?;
-    let booted = machine::prepare(ground, disk, shared, books).await?.boot(child).await?;
+    let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
     let mut booted = booted.warm().await?;
     let launch = booted.wait_for(launch).await?;
     let same = launch.golden == spare.golden && launch.disk.bytes == spare.disk_bytes;
@@ -132,18 +126,13 @@ async fn bear_spare(
 }
 
 /// The machine's whole life.
-async fn live(
-    birth: Birth,
-    shared: &Arc<Shared>,
-    books: Arc<Books>,
-    child: &mut Option<Child>,
-) -> End {
+async fn live(birth: Birth, shared: &Arc<Shared>, books: Arc<Books>) -> End {
     let mut stop = shared.stop.subscribe();
     let birth = async {
         let shared = Arc::clone(shared);
         match birth {
-            Birth::Launch(launch) => bear(*launch, shared, books, child).await,
-            Birth::Spare(spare, launch) => bear_spare(*spare, launch, shared, books, child).await,
+            Birth::Launch(launch) => bear(*launch, shared, books).await,
+            Birth::Spare(spare, launch) => bear_spare(*spare, launch, shared, books).await,
         }
     };
     let born: Option<anyhow::Result<Running>> = tokio::select! {
@@ -159,8 +148,7 @@ async fn live(
         },
         Some(Ok(running)) => running.until_end().await,
         Some(Err(error)) => {
-            let words = child.as_ref().map(Child::last_words).unwrap_or_default();
-            boot_failed(format!("{:#}", snapshot::with_last_words(error, &words)))
+            boot_failed(format!("{:#}", snapshot::with_last_words(error, &shared.last_words())))
         }
     }
 }
@@ -170,18 +158,12 @@ fn boot_failed(message: String) -> End {
 }
 
 /// Destroys what is left, writes down how it ended, and tells.
-async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>, child: Option<Child>) {
+async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>) {
     let End { reason, exit, mut message } = end;
     let mut usage = books.as_ref().map(|b| b.sample()).unwrap_or_default();
-    if let Some(mut child) = child {
-        child.kill();
-        if tokio::time::timeout(DEATH_DEADLINE, child.wait()).await.is_err() {
-            tracing::error!("QEMU does not die");
-        }
-        let words = child.last_words();
-        if reason == EndReason::Crashed && !words.is_empty() {
-            message = format!("{message}; QEMU said: {words}");
-        }
+    let words = shared.kill().await;
+    if reason == EndReason::Crashed && !words.is_empty() {
+        message = format!("{message}; QEMU said: {words}");
     }
     if let Some(books) = &books {
         // All of its CPU time is counted only now.
@@ -282,6 +264,13 @@ async fn serve(
             };
             answer(&mut stream, done).await
         }
+        Request::Suspend => {
+            let done = match living(shared) {
+                Ok(live) => live.suspend(shared).await,
+                Err(error) => Err(error),
+            };
+            answer(&mut stream, done).await
+        }
         Request::Stop { grace_ms } => {
             shared.stop.send_replace(Some(grace_ms));
             let mut state = shared.state.subscribe();
@@ -296,9 +285,18 @@ async fn serve(
             Ok(live) => serve_port(&live, stream, port).await,
             Err(error) => refuse(&mut stream, error).await,
         },
-        Request::Broker | Request::GuestStream { .. } | Request::RenewToken { .. } => {
-            let text = "this worker does not serve its machine's own calls";
-            refuse(&mut stream, RpcError::new(CODE_METHOD, text)).await
+        Request::Broker => shared.broker.serve(stream, ended(shared)).await,
+        // Into a frozen machine too: what it asked for before it stood still goes on.
+        Request::GuestStream { ticket } => match living(shared) {
+            Ok(live) => serve_guest_stream(&live, stream, ticket, shared).await,
+            Err(error) => refuse(&mut stream, error).await,
+        },
+        Request::RenewToken { token } => {
+            let done = match awake(shared) {
+                Ok(live) => renew_token(&live, token).await,
+                Err(error) => Err(error),
+            };
+            answer(&mut stream, done).await
         }
     }
 }
@@ -414,6 +412,45 @@ async fn serve_port(live: &Live, mut stream: Stream, port: u16) -> io::Result<()
         Ok(()) => Ok(()),
         Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
     }
+}
+
+async fn serve_guest_stream(
+    live: &Live,
+    mut stream: Stream,
+    ticket: String,
+    shared: &Shared,
+) -> io::Result<()> {
+    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
+        return refuse(&mut stream, crowded()).await;
+    };
+    let session = match session(live).await {
+        Ok(session) => session,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    let poured = tokio::select! {
+        poured = broker::pour(&session, &mut stream, ticket) => poured,
+        () = ended(shared) => return Ok(()),
+    };
+    match poured {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
+    }
+}
+
+async fn renew_token(live: &Live, token: String) -> Result<(), RpcError> {
+    let session = session(live).await?;
+    let renew = RenewToken { token };
+    match session.peer.call::<_, Value>(method::RENEW_TOKEN, &renew, RPC_DEADLINE).await {
+        Ok(_) => Ok(()),
+        Err(CallError::Refused { error, .. }) => Err(error),
+        Err(error) => Err(RpcError::new(CODE_INTERNAL, error.to_string())),
+    }
+}
+
+/// Completes when the machine has ended.
+async fn ended(shared: &Shared) {
+    let mut state = shared.state.subscribe();
+    let _ = state.wait_for(|s| matches!(s, MachineState::Ended(_))).await;
 }
 
 async fn session(live: &Live) -> Result<crate::relay::Session, RpcError> {

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -83,7 +83,7 @@ pub async fn build(golden: &Golden, shape: Shape, name: &str) -> anyhow::Result<
         Engine::Tcg => Some(tsc_khz()),
         Engine::Kvm => None,
     };
-    let initrd = cpio::initramfs(&golden.harness, &modules(golden)?)?;
+    let initrd = cpio::initramfs(&golden.harness, &golden.mcp, &modules(golden)?)?;
     let mut last = None;
     for attempt in 1..=2 {
         let boot = boot_and_save(golden, shape, tsc_khz, &initrd, name);
@@ -169,7 +169,9 @@ async fn boot_and_save(
             Ok(())
         })
         .await?;
-        save(&qmp).await
+        let state = memory_file("state", 0)?;
+        migrate(&qmp, state.as_fd(), true).await?;
+        Ok(state)
     };
     let saved = tokio::select! {
         saved = work => saved,
@@ -187,26 +189,34 @@ pub fn with_last_words(error: anyhow::Error, words: &str) -> anyhow::Error {
     if words.is_empty() { error } else { error.context(format!("QEMU said: {words}")) }
 }
 
-/// Saves everything but the memory, which is shared with us already. The machine runs meanwhile
-/// and stops itself at the end, so that clones go on by themselves.
-async fn save(qmp: &Qmp) -> anyhow::Result<OwnedFd> {
-    let state = memory_file("state", 0)?;
+/// Saves the machine to a file or a pipe; without the memory where that is `shared` with us
+/// already. A machine that runs goes on meanwhile and is stopped at the end; it does again what it
+/// did when it was saved, run or stand still, where it is taken over.
+pub async fn migrate(qmp: &Qmp, to: BorrowedFd<'_>, shared: bool) -> anyhow::Result<()> {
     qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 1u64 << 40})).await?;
     let capabilities = json!({"capabilities": [
-        {"capability": "x-ignore-shared", "state": true},
+        {"capability": "x-ignore-shared", "state": shared},
         {"capability": "events", "state": true},
     ]});
     qmp.execute("migrate-set-capabilities", capabilities).await?;
-    qmp.send("getfd", json!({"fdname": "state"}), Some(state.as_fd())).await?.answer().await?;
-    qmp.execute("migrate", json!({"uri": "fd:state"})).await?;
+    qmp.send("getfd", json!({"fdname": "state"}), Some(to)).await?.answer().await?;
+    // What was said of an earlier one does not count.
     let mut seen = qmp.seen();
-    let done = |migration: &str| matches!(migration, "completed" | "failed" | "cancelled");
-    let end = seen.wait_for(|seen| done(&seen.migration) || seen.closed).await?.clone();
-    anyhow::ensure!(end.migration == "completed", "QEMU could not save it: {}", end.migration);
-    Ok(state)
+    seen.mark_unchanged();
+    qmp.execute("migrate", json!({"uri": "fd:state"})).await?;
+    loop {
+        seen.changed().await?;
+        let now = seen.borrow_and_update().clone();
+        match now.migration.as_str() {
+            "completed" => return Ok(()),
+            end @ ("failed" | "cancelled") => anyhow::bail!("QEMU could not save it: {end}"),
+            _ => anyhow::ensure!(!now.closed, "QEMU ended while it was saved"),
+        }
+    }
 }
 
-fn memory_file(name: &str, bytes: u64) -> anyhow::Result<OwnedFd> {
+/// Memory of its own, empty.
+pub fn memory_file(name: &str, bytes: u64) -> anyhow::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = File::from(rustix::fs::memfd_create(name, flags).context("can't make a memfd")?);
     file.set_len(bytes)?;

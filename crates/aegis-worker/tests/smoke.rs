@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 const ID: &str = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV";
+const TOKEN: &str = "as-it-was-minted";
 const BOOT_ID: &str = "0c0ffee0-0000-4000-8000-000000000001";
 
 struct House {
@@ -59,6 +60,7 @@ impl House {
                 "kernel": asset("kernel/vmlinux"),
                 "modules": asset("kernel/modules"),
                 "harness": from_env("AEGIS_TEST_PROGRAMS").join("aegis-harness"),
+                "mcp": from_env("AEGIS_TEST_PROGRAMS").join("aegis-mcp-guest"),
                 "base": asset("images/base/base.erofs"),
                 "vcpus": 1,
                 "memory": 256,
@@ -70,7 +72,7 @@ impl House {
             "require_limits": false,
             "hostname": "box",
             "boot_id": BOOT_ID,
-            "run": {"command": ["sleep", "1000"]},
+            "run": {"command": ["sleep", "1000"], "capability_token": TOKEN},
             "await_port": null,
             "log_dir": self.dir.join("log"),
         }))
@@ -99,6 +101,46 @@ impl House {
             self.say(&json!({"op": "exec", "exec_id": "e1", "start": start})).collect();
         let text = lines.iter().filter_map(|l| l["line"].as_str()).collect::<Vec<_>>().join("\n");
         (text, lines.last().unwrap()["exit_code"].clone())
+    }
+}
+
+impl House {
+    /// A machine that stands still gives its memory back, and goes on with every process.
+    fn sleeps_and_wakes(&self) {
+        let ok = json!({"ok": true});
+        let ask = |op: &str| self.say(&json!({ "op": op })).last().unwrap();
+        assert_ne!(ask("suspend"), ok, "it runs");
+        let count =
+            "(while :; do echo x >> /tmp/count; sleep 0.05; done) > /dev/null 2>&1 & echo $!";
+        let pid = self.sh(count).0;
+        for _ in 0..2 {
+            assert_eq!(ask("freeze"), ok);
+            let qemu = self.record()["qemu"]["pid"].as_u64().unwrap();
+            assert_eq!(ask("suspend"), ok);
+            assert_eq!(ask("suspend"), ok, "again");
+            assert!(!PathBuf::from(format!("/proc/{qemu}")).exists(), "its process goes on");
+            assert!(self.record()["qemu"].is_null());
+            let saved = std::fs::metadata(self.run_dir().join("memory")).unwrap().len();
+            assert!((1 << 20..256 << 20).contains(&saved), "{saved}");
+            assert_eq!(ask("thaw"), ok);
+            assert!(!self.run_dir().join("memory").exists());
+            assert_eq!(self.sh("cat /proc/sys/kernel/random/boot_id").0, BOOT_ID);
+            let counted = |script: &str| self.sh(script).0.parse::<u64>().unwrap();
+            let before = counted("wc -l < /tmp/count");
+            let script = format!("kill -0 {pid} && sleep 0.5; wc -l < /tmp/count");
+            assert!(counted(&script) > before, "the process does not go on");
+            let skew = counted("date +%s")
+                .abs_diff(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs());
+            assert!(skew <= 1, "its clock is {skew}s late");
+        }
+        // Its end may come while it sleeps.
+        assert_eq!(ask("freeze"), ok);
+        assert_eq!(ask("suspend"), ok);
+    }
+
+    fn record(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.run_dir().join("machine.json")).unwrap())
+            .unwrap()
     }
 }
 
@@ -140,6 +182,7 @@ fn a_machine_lives_and_is_gone() {
     assert_eq!(until(&mut events, "running")["boot_id"], BOOT_ID);
     assert_eq!(house.sh("echo out; echo err >&2; exit 7"), ("out\nerr".to_owned(), json!(7)));
     assert_eq!(house.sh("cat /proc/sys/kernel/random/boot_id"), (BOOT_ID.to_owned(), json!(0)));
+    assert_eq!(house.sh("/usr/bin/aegis-mcp-guest --version").1, json!(0), "over every image");
     assert_eq!(house.sh("echo kept > /root/kept && sync").1, json!(0));
     let ok = json!({"ok": true});
     assert_eq!(house.say(&json!({"op": "freeze"})).last().unwrap(), ok);
@@ -156,9 +199,84 @@ fn a_machine_lives_and_is_gone() {
     let mut worker = house.start();
     until(&mut house.launch(), "running");
     assert_eq!(house.sh("cat /root/kept"), ("kept".to_owned(), json!(0)), "the disk is its own");
+    asks_its_host(&house);
+    house.sleeps_and_wakes();
     let reaped = house.reap(true);
     assert_eq!(reaped["verified"], json!(["process", "cgroup", "network", "disk"]));
     worker.wait().unwrap();
     assert!(!house.dir.join("disk.raw").exists());
     assert_eq!(house.reap(true)["remaining"], json!([]), "again");
+}
+
+/// What processes inside ask of their host, with a host that is played.
+fn asks_its_host(house: &House) {
+    let mut line = UnixStream::connect(house.run_dir().join("worker.sock")).unwrap();
+    line.write_all(b"{\"op\":\"broker\"}\n").unwrap();
+    let mut calls = BufReader::new(line.try_clone().unwrap()).lines();
+    assert_eq!(calls.next().unwrap().unwrap(), r#"{"ok":true}"#);
+    let socket = house.run_dir().join("worker.sock");
+    let answering = std::thread::spawn(move || {
+        for call in calls.map_while(Result::ok) {
+            let call: Value = serde_json::from_str(&call).unwrap();
+            let mut bulk = None;
+            let mut answer = match call["method"].as_str().unwrap() {
+                "guest.self_info" => json!({"result": {"told": call["params"]}}),
+                "guest.exec_child" => {
+                    let mut stream = UnixStream::connect(&socket).unwrap();
+                    stream.write_all(b"{\"op\":\"guest_stream\",\"ticket\":\"t1\"}\n").unwrap();
+                    let mut reply = String::new();
+                    BufReader::new(&stream).read_line(&mut reply).unwrap();
+                    assert_eq!(reply, "{\"ok\":true}\n");
+                    bulk = Some(stream);
+                    json!({"result": {"ticket": "t1"}})
+                }
+                _ => json!({"error": {
+                    "code": -32001, "message": "no",
+                    "data": {"error": "no", "code": "capability_denied", "rule": "spawn"},
+                }}),
+            };
+            answer["id"] = call["id"].clone();
+            line.write_all(format!("{answer}\n").as_bytes()).unwrap();
+            if let Some(mut stream) = bulk {
+                stream.write_all(b"{\"line\":\"one\"}\n{\"line\":\"two\"}\n").unwrap();
+            }
+        }
+    });
+    let told = |token: &str| (format!(r#"{{"told":{{"token":"{token}"}}}}"#), json!(0));
+    let ask = "curl -sS --max-time 20";
+    let myself = format!("{ask} $AEGIS_GUEST_API/v1/self");
+    assert_eq!(house.sh(&myself), told(TOKEN));
+    let socket = "--unix-socket /run/aegis/guestd.sock http://aegis/v1/self";
+    assert_eq!(house.sh(&format!("{ask} {socket}")), told(TOKEN));
+    let spawn = format!("{ask} -w ' %{{http_code}}' -d '{{}}' $AEGIS_GUEST_API/v1/instances");
+    let (text, _) = house.sh(&spawn);
+    assert!(text.contains(r#""rule":"spawn""#) && text.ends_with(" 403"), "{text}");
+    let exec = format!("{ask} -d '{{\"command\":[\"a\"]}}' $AEGIS_GUEST_API/v1/instances/kid/exec");
+    let lines = "{\"line\":\"one\"}\n{\"line\":\"two\"}";
+    assert_eq!(house.sh(&exec), (lines.to_owned(), json!(0)));
+    assert_eq!(house.sh("echo $AEGIS_INSTANCE_ID").0, ID);
+    // The token is in no environment and in no file that a process could read.
+    let environ = "cat /proc/1/environ /proc/1/cmdline /proc/self/environ | grep -ac as-it-was";
+    assert_eq!(house.sh(environ).0, "0");
+    let files = "grep -rals as-it-was-m[i]nted /run /tmp /etc /root /var";
+    assert_eq!(house.sh(files).0, "");
+    let renew = json!({"op": "renew_token", "token": "as-it-was-renewed"});
+    assert_eq!(house.say(&renew).last().unwrap(), json!({"ok": true}));
+    assert_eq!(house.sh(&myself), told("as-it-was-renewed"));
+    let outside = house.say(&json!({"op": "port", "port": 7777})).last().unwrap();
+    assert_eq!(outside["error"]["code"], -32003, "nobody outside may speak as the machine");
+    // It floods, and lives.
+    let flood = "python3 -c 'import socket\n\
+        all = [socket.create_connection((\"127.0.0.1\", 7777)) for _ in range(300)]\n\
+        ask = b\"GET /v1/self HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n\"\n\
+        for one in all: one.send(ask)\n\
+        heard = [one.recv(4096)[:9] for one in all]\n\
+        print(set(heard) == {b\"HTTP/1.1 \"} and \"over\")'";
+    assert_eq!(house.sh(flood).0, "over");
+    assert_eq!(house.sh(&myself).1, json!(0));
+    // Without a daemon it is told so.
+    assert_eq!(house.say(&json!({"op": "broker"})).next(), Some(json!({"ok": true})));
+    answering.join().unwrap();
+    let (text, _) = house.sh(&myself);
+    assert!(text.contains(r#""code":"unavailable""#), "{text}");
 }

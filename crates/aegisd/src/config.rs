@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use aegis_rules::capacity::Capacity;
-use aegis_wire::words::{DiskBytes, ImageRef, MemoryMb};
+use aegis_rules::idle::Times;
+use aegis_wire::words::{DiskBytes, DurationMs, ImageRef, MemoryMb};
 use aegis_wire::worker::Accel;
 use serde::Deserialize;
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub machines: Machines,
     /// What is lent at most.
     pub capacity: Capacity,
+    /// After how long without use a machine is paused, and its memory put on disk.
+    pub idle: Times,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Address on which public ports listen.
@@ -122,6 +125,8 @@ struct FileConfig {
     #[serde(default)]
     capacity: CapacitySection,
     #[serde(default)]
+    idle: IdleSection,
+    #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
     rate_limit: RateSection,
@@ -156,6 +161,13 @@ struct CapacitySection {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct IdleSection {
+    pause_after_secs: Option<u64>,
+    suspend_after_secs: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PortsSection {
     range: Option<(u16, u16)>,
     bind: Option<IpAddr>,
@@ -182,6 +194,8 @@ pub fn home(flags: &Flags, env: &BTreeMap<String, String>) -> Result<PathBuf, Ba
     Ok(home)
 }
 
+/// Longest time without use before a machine is paused, seconds.
+const IDLE_SECS_MAX: u64 = 30 * 86_400;
 /// Most spare machines of a shape.
 const SPARES_MAX: usize = 16;
 
@@ -314,6 +328,17 @@ pub fn build(
         }),
         vcpus: file.capacity.vcpus.unwrap_or_else(|| host.cpus.max(2)),
     };
+    let mut idle = Times::default();
+    for (name, seconds, setting) in [
+        ("idle.pause_after_secs", file.idle.pause_after_secs, &mut idle.pause_after),
+        ("idle.suspend_after_secs", file.idle.suspend_after_secs, &mut idle.suspend_after),
+    ] {
+        let Some(seconds) = seconds else { continue };
+        if !(1..=IDLE_SECS_MAX).contains(&seconds) {
+            return Err(bad(name, format!("must be from 1 to {IDLE_SECS_MAX}")));
+        }
+        *setting = DurationMs(seconds * 1000);
+    }
     Ok(Config {
         home,
         listen,
@@ -324,6 +349,7 @@ pub fn build(
         guest_serves,
         machines,
         capacity,
+        idle,
         ports,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),

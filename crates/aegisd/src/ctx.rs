@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aegis_rules::instance::Instance;
 use aegis_wire::words::{InstanceId, Time, Usage};
 
 use crate::clock::Clock;
@@ -49,6 +50,34 @@ impl Ctx {
 #[derive(Default)]
 pub struct Meters {
     live: Mutex<HashMap<InstanceId, Usage>>,
+    used: Mutex<HashMap<InstanceId, Used>>,
+}
+
+/// When somebody last did something with a machine, and how many are at it.
+#[derive(Clone, Copy)]
+struct Used {
+    at: Time,
+    users: u64,
+}
+
+/// Somebody uses a machine until this is dropped.
+pub struct InUse {
+    ctx: Shared,
+    id: InstanceId,
+}
+
+impl InUse {
+    /// From now on.
+    pub fn begin(ctx: &Shared, id: &InstanceId) -> InUse {
+        ctx.meters.count(id, ctx.now(), 1);
+        InUse { ctx: Arc::clone(ctx), id: id.clone() }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.ctx.meters.count(&self.id, self.ctx.now(), -1);
+    }
 }
 
 impl Meters {
@@ -69,8 +98,48 @@ impl Meters {
             .unwrap_or_default()
     }
 
+    /// Lays what is newer than the ledger over records of it.
+    pub fn overlay(&self, instances: &mut [Instance]) {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        for instance in instances {
+            if let Some(newer) = live.get(&instance.id) {
+                instance.usage_boot = instance.usage_boot.at_least(*newer);
+            }
+        }
+    }
+
     /// The boot is over, and recorded.
     pub fn forget(&self, id: &InstanceId) {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let mut used = self.used();
+        if used.get(id).is_some_and(|u| u.users == 0) {
+            used.remove(id);
+        }
+    }
+
+    /// Notes that somebody did something with a machine.
+    pub fn touch(&self, id: &InstanceId, now: Time) {
+        self.count(id, now, 0);
+    }
+
+    fn count(&self, id: &InstanceId, now: Time, more: i64) {
+        let mut used = self.used();
+        let slot = used.entry(id.clone()).or_insert(Used { at: now, users: 0 });
+        slot.at = slot.at.max(now);
+        slot.users = slot.users.saturating_add_signed(more);
+    }
+
+    /// When somebody last did something with a machine.
+    pub fn used_at(&self, id: &InstanceId) -> Option<Time> {
+        self.used().get(id).map(|u| u.at)
+    }
+
+    /// How many are at it now.
+    pub fn users(&self, id: &InstanceId) -> u64 {
+        self.used().get(id).map_or(0, |u| u.users)
+    }
+
+    fn used(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Used>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,6 +16,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use crate::tokens::Signer;
+
 /// A key for one purpose.
 struct Key([u8; 32]);
 
@@ -41,6 +43,8 @@ pub struct Keys {
     invite_codes: Key,
     guest_tokens: Key,
     host_token: SecretHash,
+    /// Mints and looks at capability tokens.
+    pub capabilities: Signer,
 }
 
 impl Keys {
@@ -64,6 +68,7 @@ impl Keys {
             invite_codes: Key::derive(&master, b"aegis invite code v1"),
             guest_tokens: Key::derive(&master, b"aegis guest token v1"),
             host_token: hash(&token),
+            capabilities: Signer::new(&Key::derive(&master, b"aegis capability token v1").0),
         })
     }
 

@@ -1,11 +1,12 @@
 //! `aegisd`: the host daemon. It decides and remembers; its machines outlive it.
 //!
 //! This file is the only place where all rooms meet. Tasks are a closed list: listeners and their
-//! connections, one driver per instance, the ledger's writer thread, the sweeper, the signal
-//! handler here.
+//! connections, one driver per instance, one broker per machine, the ledger's writer thread, the
+//! sweeper, the follower of cascades, the signal handler here.
 #![forbid(unsafe_code)]
 
 mod app;
+mod broker;
 mod clock;
 mod config;
 mod ctx;
@@ -14,6 +15,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod router;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::clock::Clock;
@@ -134,11 +137,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let home = config.home.clone();
     let ctx = Arc::new(Ctx { config, keys, clock, ledger, meters: Meters::default() });
     let router = Router::default();
-    let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone());
+    let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
+    let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), callers);
     lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
+    let follower = tokio::spawn(lifecycle.clone().follow());
     let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
+    let broker = tokio::spawn(broker::run(app.clone(), calling));
     let doors = doors::open(listeners, app);
     let pid_file = data.join("aegisd.pid");
     announce(&pid_file)?;
@@ -152,7 +158,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping; machines go on");
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
-    sweeper.abort();
+    for task in [sweeper, follower, broker] {
+        task.abort();
+    }
     pool.close().await;
     let _ = std::fs::remove_file(home.join("aegisd.sock"));
     Ok(())

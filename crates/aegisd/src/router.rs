@@ -13,8 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use crate::ctx::Shared;
-use crate::lifecycle;
+use crate::lifecycle::Lifecycle;
 
 /// Ports that are tried before giving up on a free one.
 const TRIES: u32 = 200;
@@ -34,26 +33,36 @@ struct Open {
 impl Router {
     /// Listens for an exposed port: on its recorded public port, else on a free one of the range.
     /// Repeats are fine.
-    pub async fn open(&self, ctx: &Shared, id: &InstanceId, expose: &Expose) -> io::Result<Port> {
+    pub async fn open(
+        &self,
+        lifecycle: &Lifecycle,
+        id: &InstanceId,
+        expose: &Expose,
+    ) -> io::Result<Port> {
         let key = (id.clone(), expose.guest_port);
         if let Some(open) = self.lock().get(&key) {
             return Ok(open.public);
         }
-        let address = ctx.config.ports_bind;
+        let config = &lifecycle.ctx().config;
         let (listener, public) = match expose.public_port {
-            Some(port) => (bind(address, port.get()).await?, port),
-            None => free(address, ctx.config.ports).await?,
+            Some(port) => (bind(config.ports_bind, port.get()).await?, port),
+            None => free(config.ports_bind, config.ports).await?,
         };
+        let mut ports = self.lock();
+        if let Some(open) = ports.get(&key) {
+            // Somebody was quicker while this one was bound.
+            return Ok(open.public);
+        }
         let connections = Arc::new(AtomicU64::new(0));
         let serving = serve(
-            Arc::clone(ctx),
+            lifecycle.clone(),
             listener,
             id.clone(),
             expose.guest_port.get(),
             Arc::clone(&connections),
         );
         let task = tokio::spawn(serving).abort_handle();
-        self.lock().insert(key, Open { public, task, connections });
+        ports.insert(key, Open { public, task, connections });
         Ok(public)
     }
 
@@ -64,6 +73,24 @@ impl Router {
                 open.task.abort();
             }
             of != id
+        });
+    }
+
+    /// Closes one public port of an instance, with its connections.
+    pub fn close_port(&self, id: &InstanceId, port: Port) {
+        if let Some(open) = self.lock().remove(&(id.clone(), port)) {
+            open.task.abort();
+        }
+    }
+
+    /// Closes those public ports of an instance that it does not expose any more.
+    pub fn keep(&self, id: &InstanceId, exposes: &[Expose]) {
+        self.lock().retain(|(of, port), open| {
+            let kept = of != id || exposes.iter().any(|e| e.guest_port == *port);
+            if !kept {
+                open.task.abort();
+            }
+            kept
         });
     }
 
@@ -104,7 +131,7 @@ async fn free(address: IpAddr, (first, last): (u16, u16)) -> io::Result<(TcpList
 }
 
 async fn serve(
-    ctx: Shared,
+    lifecycle: Lifecycle,
     listener: TcpListener,
     id: InstanceId,
     port: u16,
@@ -118,10 +145,11 @@ async fn serve(
         while open.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let Ok((client, _)) = listener.accept().await else { continue };
-        let (ctx, id, connections) = (Arc::clone(&ctx), id.clone(), Arc::clone(&connections));
+        let (lifecycle, id) = (lifecycle.clone(), id.clone());
+        let connections = Arc::clone(&connections);
         open.spawn(async move {
             connections.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = carry(&ctx, &id, port, client).await {
+            if let Err(error) = carry(&lifecycle, &id, port, client).await {
                 tracing::debug!(instance = %id, port, %error, "a connection ended");
             }
             connections.fetch_sub(1, Ordering::Relaxed);
@@ -132,13 +160,13 @@ async fn serve(
 
 /// Copies both directions, each closing on its own.
 async fn carry(
-    ctx: &Shared,
+    lifecycle: &Lifecycle,
     id: &InstanceId,
     port: u16,
     mut client: TcpStream,
 ) -> anyhow::Result<()> {
     client.set_nodelay(true)?;
-    let mut machine = lifecycle::open_port(ctx, id, port).await?;
+    let mut machine = lifecycle.reach_port(id, port).await?;
     tokio::io::copy_bidirectional(&mut client, &mut machine).await?;
     Ok(())
 }

@@ -37,6 +37,7 @@ What is not said gets the host's defaults: 2 CPUs, 4096 MB, 20 GB disk, 10 GB eg
 Examples:
   aegis invite create --label \"for ty\"
   aegis invite create --label demo --cpus 1 --memory 512M --disk 2G --hours 1 --expires-in 10m
+  aegis invite create --can-spawn --max-children 3 --memory 2G
   aegis invite create --agent-port 8080 --json | jq -r .code")]
 pub struct CreateArgs {
     /// Who invites [default: the user's name]
@@ -72,6 +73,19 @@ pub struct CreateArgs {
     /// Whether it may start machines of its own
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     sub_agents: Option<bool>,
+    /// The same as --sub-agents yes
+    #[arg(long, conflicts_with = "sub_agents")]
+    can_spawn: bool,
+    /// How deep its machines may spawn machines [default: 1 when it may]
+    #[arg(long, value_name = "NUMBER")]
+    spawn_depth: Option<u32>,
+    /// Machines that one of its machines may have spawned at a time [default: 5]
+    #[arg(long, value_name = "NUMBER")]
+    max_children: Option<u32>,
+    /// Part of CPU, memory and disk that its first machine gets, the rest is for those that it
+    /// spawns [default: 0.5 when it may spawn, else 1]
+    #[arg(long, value_name = "0.1..1")]
+    root_share: Option<f64>,
     /// Whether it may reach services of the host
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     host_services: Option<bool>,
@@ -108,6 +122,9 @@ impl CreateArgs {
         set(&mut body, "golden", self.golden.map(Value::from));
         set(&mut body, "agentPort", self.agent_port.map(Value::from));
         set(&mut body, "onLimit", self.on_limit.map(Value::from));
+        set(&mut body, "spawnDepth", self.spawn_depth.map(Value::from));
+        set(&mut body, "maxChildren", self.max_children.map(Value::from));
+        set(&mut body, "rootShare", self.root_share.map(Value::from));
         let mut limits = json!({});
         set(&mut limits, "maxCpuCores", self.cpus.map(Value::from));
         set(&mut limits, "maxMemoryMB", self.memory.map(Value::from));
@@ -115,9 +132,10 @@ impl CreateArgs {
         set(&mut limits, "maxNetworkEgressGB", self.egress.map(Value::from));
         set(&mut limits, "maxDurationHours", self.hours.map(Value::from));
         set(&mut limits, "maxTokenBudget", self.tokens.map(Value::from));
+        let sub_agents = self.can_spawn.then_some(true).or(self.sub_agents);
         let mut permissions = json!({});
         set(&mut permissions, "canAccessInternet", self.internet.map(Value::from));
-        set(&mut permissions, "canSpawnSubAgents", self.sub_agents.map(Value::from));
+        set(&mut permissions, "canSpawnSubAgents", sub_agents.map(Value::from));
         set(&mut permissions, "canAccessHostServices", self.host_services.map(Value::from));
         for (name, part) in [("resourceLimits", limits), ("permissions", permissions)] {
             if part.as_object().is_some_and(|part| !part.is_empty()) {
@@ -236,6 +254,23 @@ mod tests {
             json!({ "createdBy": "noah", "expiresInHours": 0.5,
                 "resourceLimits": { "maxMemoryMB": 1024, "maxDiskGB": 0.5 },
                 "permissions": { "canAccessInternet": false } })
+        );
+    }
+
+    #[test]
+    fn an_invite_may_spawn() {
+        assert_eq!(
+            body(&[
+                "--can-spawn",
+                "--spawn-depth",
+                "2",
+                "--max-children",
+                "3",
+                "--root-share",
+                "0.4"
+            ]),
+            json!({ "createdBy": "noah", "spawnDepth": 2, "maxChildren": 3, "rootShare": 0.4,
+                "permissions": { "canSpawnSubAgents": true } })
         );
     }
 

@@ -1,13 +1,17 @@
 //! One file per noun, each function one question to the daemon.
 
+pub mod audit;
 pub mod daemon;
 pub mod exec;
 pub mod guest;
 pub mod instance;
 pub mod invite;
+mod kit;
 pub mod logs;
+pub mod mcp;
 pub mod redeem;
 pub mod run;
+pub mod shape;
 
 use clap::CommandFactory as _;
 use serde_json::Value;
@@ -36,13 +40,15 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Up(args) => daemon::up(ask, args).await,
         Command::Down(args) => daemon::down(ask, args).await,
         Command::Status => daemon::status(ask).await,
-        Command::Run(args) => run::run(ask, args).await,
+        Command::Run(args) => run::run(ask, *args).await,
         Command::Exec(args) => exec::exec(ask, args).await,
         Command::Logs(args) => logs::logs(ask, args).await,
         Command::Instance(command) => instance::run(ask, command).await,
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
+        Command::Audit(command) => audit::run(ask, command).await,
+        Command::Mcp(command) => mcp::run(ask.format, command),
         // These ask no daemon, and main does them.
         Command::Setup(_) | Command::Doctor | Command::Completion { .. } => Ok(()),
     }

@@ -1,6 +1,5 @@
 //! `aegis run`: a command in a machine of its own, which is gone afterwards, however it ends.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aegis_wire::logs::Source;
@@ -9,66 +8,16 @@ use hyper::Method;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Ask, exec, logs, parse_env, text};
+use super::shape::Shape;
+use super::{Ask, exec, logs, text};
 use crate::client::escape;
 use crate::failure::{EXIT_INTERRUPTED, Failure, Result};
-use crate::human::{parse_gb, parse_memory_mb};
 use crate::output::{self, Format, say};
 
 /// The record of an end may follow the log's end by a moment; it is asked for this often…
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// … and this many times.
 const ASK_TIMES: u32 = 200;
-
-/// What a new machine is made of; the same for `run` and `instance start`.
-#[derive(Args, Debug, Default)]
-pub struct Shape {
-    /// Image [default: the host's]
-    #[arg(long, value_name = "IMAGE")]
-    pub image: Option<String>,
-    /// Name of your own for it, unique on this host
-    #[arg(long, value_name = "HANDLE")]
-    pub name: Option<String>,
-    /// Memory (512M, 2G)
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory_mb)]
-    pub memory: Option<u32>,
-    /// CPUs, fractions allowed
-    #[arg(long, value_name = "NUMBER")]
-    pub cpus: Option<f64>,
-    /// Disk (500M, 20G)
-    #[arg(long, value_name = "SIZE", value_parser = parse_gb)]
-    pub disk: Option<f64>,
-    /// Add to its environment (may be repeated)
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_env)]
-    pub env: Vec<(String, String)>,
-    /// Reach a port inside through a port of this host (may be repeated)
-    #[arg(long, value_name = "PORT")]
-    pub expose: Vec<u16>,
-}
-
-impl Shape {
-    /// Body of `POST /v1/instances`.
-    pub fn body(self, command: &[String]) -> Value {
-        let mut body = json!({ "command": command });
-        let mut set = |name: &str, value: Option<Value>| {
-            if let Some(value) = value {
-                body[name] = value;
-            }
-        };
-        set("handle", self.name.map(Value::from));
-        set("image_ref", self.image.map(Value::from));
-        set("memory_mb", self.memory.map(Value::from));
-        set("vcpus", self.cpus.map(Value::from));
-        set("disk_gb", self.disk.map(Value::from));
-        if !self.env.is_empty() {
-            set("env", Some(json!(self.env.into_iter().collect::<BTreeMap<_, _>>())));
-        }
-        if !self.expose.is_empty() {
-            set("exposes", Some(json!(self.expose)));
-        }
-        body
-    }
-}
 
 /// What `aegis run` takes.
 #[derive(Args, Debug)]
@@ -84,7 +33,7 @@ pub struct RunArgs {
     #[command(flatten)]
     shape: Shape,
     /// The command and its arguments, after `--`
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present = "kit", value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -98,7 +47,8 @@ struct End {
 pub async fn run(ask: &Ask, args: RunArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|e| Failure::because("cannot watch for signals", e))?;
-    let created = ask.client.post("/v1/instances", Some(args.shape.body(&args.command))).await?;
+    let body = args.shape.body(ask, &args.command).await?;
+    let created = ask.client.post("/v1/instances", Some(body)).await?;
     let id = text(&created, "id");
     let end = tokio::select! {
         end = follow(ask, &id) => end,
@@ -166,26 +116,6 @@ fn end_of(instance: &Value) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_was_asked_for_is_sent() {
-        let command = ["true".to_owned()];
-        assert_eq!(Shape::default().body(&command), json!({ "command": ["true"] }));
-        let shape = Shape {
-            name: Some("web".into()),
-            memory: Some(512),
-            cpus: Some(0.5),
-            disk: Some(2.0),
-            env: vec![("A".into(), "b".into())],
-            expose: vec![8080],
-            image: Some("base".into()),
-        };
-        assert_eq!(
-            shape.body(&command),
-            json!({ "command": ["true"], "handle": "web", "memory_mb": 512, "vcpus": 0.5,
-                "disk_gb": 2.0, "env": {"A": "b"}, "exposes": [8080], "image_ref": "base" })
-        );
-    }
 
     #[test]
     fn the_end_is_read() {

@@ -31,7 +31,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
 
 /// All checks, in the order in which one would mend them.
 pub fn all(home: &Home) -> Vec<Check> {
-    let mut checks = vec![program("aegisd"), harness()];
+    let mut checks = vec![program("aegisd"), inside("aegis-harness"), inside("aegis-mcp-guest")];
     checks.extend(worker());
     checks.push(qemu());
     checks.push(mke2fs());
@@ -67,13 +67,14 @@ fn program(name: &'static str) -> Check {
     }
 }
 
-fn harness() -> Check {
-    let check = program("aegis-harness");
-    let Ok(path) = sibling("aegis-harness") else { return check };
+/// A program that runs inside of machines, whatever their image is.
+fn inside(name: &'static str) -> Check {
+    let check = program(name);
+    let Ok(path) = sibling(name) else { return check };
     match fs::read(&path).ok().and_then(|bytes| is_static(&bytes)) {
         Some(true) => check,
         found => Check::lack(
-            "aegis-harness",
+            name,
             Verdict::Missing,
             match found {
                 Some(_) => "it needs shared libraries, and a machine has none when it starts",

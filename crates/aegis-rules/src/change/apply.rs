@@ -2,7 +2,7 @@
 
 use super::Change;
 use crate::guest::{Guest, GuestStatus};
-use crate::instance::{Instance, InstanceState, Wanted};
+use crate::instance::{Instance, InstanceState, Lease, Wanted};
 use crate::invite::{Invite, InviteStatus};
 use crate::words::{Time, Usage};
 
@@ -71,6 +71,7 @@ impl Instance {
                 self.last_error = None;
                 self.exit = None;
                 self.boot_id = None;
+                self.forget_boot();
                 self.updated_at = *at;
             }
             Change::InstanceDisabled { at, .. } => {
@@ -125,8 +126,31 @@ impl Instance {
                 self.end = Some(end.clone());
                 self.last_error = None;
             }
+            Change::InstanceAbsorbed { usage, .. } => {
+                self.usage_below = self.usage_below.and(*usage);
+            }
+            Change::InstanceToken { jti, .. } => self.jti = Some(jti.clone()),
+            Change::LeaseHeld { reason, expires_at, .. } => {
+                self.lease = Some(Lease { reason: reason.clone(), expires_at: *expires_at });
+            }
+            Change::LeaseReleased { .. } => self.lease = None,
+            Change::InstanceExposed { expose, at, .. } => {
+                self.spec.exposes.retain(|e| e.guest_port != expose.guest_port);
+                self.spec.exposes.push(*expose);
+                self.updated_at = *at;
+            }
+            Change::InstanceUnexposed { guest_port, at, .. } => {
+                self.spec.exposes.retain(|e| e.guest_port != *guest_port);
+                self.updated_at = *at;
+            }
             _ => {}
         }
+    }
+
+    /// What a machine was given dies with it.
+    fn forget_boot(&mut self) {
+        self.jti = None;
+        self.lease = None;
     }
 
     /// A boot is over: its usage counts among the past ones.
@@ -134,6 +158,7 @@ impl Instance {
         self.usage_past = self.usage_past.and(self.usage_boot.at_least(usage));
         self.usage_boot = Usage::default();
         self.boot_id = None;
+        self.forget_boot();
         self.updated_at = at;
     }
 }

@@ -1,7 +1,8 @@
 //! What a host may ask of an instance, as a table: (state, wanted, verb) → yes | already so | no.
 
-use super::{Instance, InstanceState, Wanted};
+use super::{Instance, InstanceState, Wanted, find};
 use crate::change::Change;
+use crate::envelope::{self, Draw};
 use crate::guest::{self, Guest};
 use crate::refusal::{Code, Refusal};
 use crate::words::Time;
@@ -23,11 +24,13 @@ pub enum Verb {
     Delete,
     /// A command is to run in it; a paused machine wakes for it.
     Exec,
+    /// Somebody connects to one of its ports: it wakes, or starts again unless it is disabled.
+    Wake,
 }
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Verb; 7] = [
+    pub const ALL: [Verb; 8] = [
         Verb::Start,
         Verb::Stop,
         Verb::Disable,
@@ -35,6 +38,7 @@ impl Verb {
         Verb::Resume,
         Verb::Delete,
         Verb::Exec,
+        Verb::Wake,
     ];
 
     fn name(self) -> &'static str {
@@ -46,6 +50,7 @@ impl Verb {
             Verb::Resume => "resume",
             Verb::Delete => "delete",
             Verb::Exec => "exec in",
+            Verb::Wake => "wake",
         }
     }
 }
@@ -59,10 +64,12 @@ pub enum Asked {
     Yes(Vec<Change>),
 }
 
-/// Judges a host's verb. `guest` is the instance's guest, where it has one.
+/// Judges a verb that the host asks for, or that its parent may ask for ([`crate::authorize`]).
+/// `guest` is the instance's guest, where it has one; `family` are all records of its tree.
 pub fn ask(
     instance: &Instance,
     guest: Option<&Guest>,
+    family: &[Instance],
     verb: Verb,
     now: Time,
 ) -> Result<Asked, Refusal> {
@@ -75,7 +82,9 @@ pub fn ask(
             format!("cannot {} instance {}: {why}", verb.name(), instance.name()),
         ))
     };
-    let guest_lives = guest.is_some_and(|g| g.status_at(now).is_live());
+    // A guest lives and ends with its own machine, not with those that this one spawned.
+    let of_guest = guest.filter(|g| g.instance.as_ref() == Some(&instance.id));
+    let guest_lives = of_guest.is_some_and(|g| g.status_at(now).is_live());
     match (verb, instance.wanted) {
         (Verb::Delete, Wanted::Gone) => Ok(Asked::Already),
         (_, Wanted::Gone) => refuse("it is being destroyed"),
@@ -85,25 +94,32 @@ pub fn ask(
         }
         (Verb::Delete, _) => want(Wanted::Gone),
 
-        (Verb::Start, Wanted::Stopped) if guest.is_some() => {
+        (Verb::Wake, Wanted::Stopped) if !instance.enabled => refuse("it is disabled; start it"),
+        (Verb::Start | Verb::Wake, Wanted::Stopped) if of_guest.is_some() => {
             refuse("its guest has ended; invite again")
         }
-        (Verb::Start, Wanted::Stopped) if instance.state == InstanceState::Stopped => {
-            Ok(Asked::Yes(vec![Change::InstanceStarts { id: instance.id.clone(), at: now }]))
-        }
-        (Verb::Start, Wanted::Stopped) => refuse("it is stopping; ask again when it is stopped"),
+        (Verb::Start | Verb::Wake, Wanted::Stopped) => match instance.state {
+            InstanceState::Stopped => {
+                may_start(instance, guest, family, now)?;
+                Ok(Asked::Yes(vec![Change::InstanceStarts { id: instance.id.clone(), at: now }]))
+            }
+            _ => refuse("it is stopping; ask again when it is stopped"),
+        },
+        (Verb::Wake, Wanted::Running) => Ok(Asked::Already),
+        (Verb::Wake, Wanted::Paused) => want(Wanted::Running),
+        (Verb::Wake, Wanted::Frozen) => refuse("it is frozen; thaw it"),
         (Verb::Start, Wanted::Running) => refuse("it is running already"),
         (Verb::Start, Wanted::Paused) => want(Wanted::Running),
         (Verb::Start, Wanted::Frozen) => refuse("it is frozen; thaw it"),
 
         (Verb::Stop, Wanted::Stopped) => Ok(Asked::Already),
         (Verb::Stop, Wanted::Running | Wanted::Paused | Wanted::Frozen) => {
-            Ok(Asked::Yes(stop(instance, guest, now)))
+            Ok(Asked::Yes(stop(instance, of_guest, now)))
         }
         (Verb::Disable, wanted) => {
             let mut changes = vec![Change::InstanceDisabled { id: instance.id.clone(), at: now }];
             if wanted != Wanted::Stopped {
-                changes.extend(stop(instance, guest, now));
+                changes.extend(stop(instance, of_guest, now));
             }
             Ok(Asked::Yes(changes))
         }
@@ -124,6 +140,41 @@ pub fn ask(
     }
 }
 
+/// What a start needs besides a machine that is at rest: a parent that lives, be it paused for
+/// idleness, time, and room in every envelope up to the root.
+fn may_start(
+    instance: &Instance,
+    guest: Option<&Guest>,
+    family: &[Instance],
+    now: Time,
+) -> Result<(), Refusal> {
+    let no = |why: &str| {
+        let name = instance.name();
+        Refusal::new(Code::InstanceState, format!("cannot start instance {name}: {why}"))
+    };
+    if guest.is_some_and(|g| !g.status_at(now).is_live()) {
+        return Err(no("its guest has ended; invite again"));
+    }
+    if instance.is_over(now) {
+        return Err(no("the time of its envelope is over"));
+    }
+    if let Some(parent) = &instance.parent
+        && find(family, parent).is_none_or(|p| p.is_ending() || p.wanted == Wanted::Frozen)
+    {
+        return Err(no("the instance that spawned it does not run; start that one first"));
+    }
+    envelope::admit(family, &instance.id, &Draw::of_start(&instance.spec))
+}
+
+/// Wants an instance stopped whose envelope's time is over: those that no guest's end covers.
+pub fn expire(instance: &Instance, now: Time) -> Vec<Change> {
+    if !instance.is_over(now) || instance.is_ending() {
+        return Vec::new();
+    }
+    vec![Change::InstanceWanted { id: instance.id.clone(), wanted: Wanted::Stopped, at: now }]
+}
+
+/// `guest` is the one whose own machine this is.
 fn stop(instance: &Instance, guest: Option<&Guest>, now: Time) -> Vec<Change> {
     let mut changes =
         vec![Change::InstanceWanted { id: instance.id.clone(), wanted: Wanted::Stopped, at: now }];

@@ -50,9 +50,18 @@ pub const RETRIES_OF_A_HOST: u32 = 2;
 const FIRST_RETRY_MS: u64 = 500;
 const LONGEST_RETRY_MS: u64 = 60_000;
 
-/// What a fact changes, for the instance and for its guest, in one set.
-pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time) -> Vec<Change> {
+/// What a fact changes, for the instance and for its guest, in one set. `family` are all records of
+/// its tree. Only a guest's own machine moves its guest; what follows for the instances below this
+/// one is for [`crate::cascade`].
+pub fn observe(
+    instance: &Instance,
+    guest: Option<&Guest>,
+    family: &[Instance],
+    fact: Fact,
+    now: Time,
+) -> Vec<Change> {
     let id = || instance.id.clone();
+    let of_guest = guest.filter(|g| g.instance.as_ref() == Some(&instance.id));
     match fact {
         Fact::Runs { boot_id, endpoint } => {
             let mut changes = Vec::new();
@@ -60,7 +69,7 @@ pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time
             if !(known && instance.state == InstanceState::Running) {
                 changes.push(Change::InstanceRuns { id: id(), boot_id, at: now });
             }
-            if let Some(guest) = guest {
+            if let Some(guest) = of_guest {
                 changes.extend(guest::machine_runs(guest, endpoint, now));
             }
             changes
@@ -82,12 +91,13 @@ pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time
             }
             let mut changes = vec![Change::InstanceUsed { id: id(), usage: total }];
             if let Some(guest) = guest {
-                let all = guest.usage(std::iter::once(instance.usage_past.and(total)));
-                changes.extend(guest::note_violations(guest, &all, now));
+                let mut tree = family.to_vec();
+                tree.iter_mut().filter(|i| i.id == instance.id).for_each(|i| i.usage_boot = total);
+                changes.extend(guest::note_usage(guest, &tree, now));
             }
             changes
         }
-        Fact::BootFailed { message } => boot_failed(instance, guest, message, now),
+        Fact::BootFailed { message } => boot_failed(instance, of_guest, message, now),
         Fact::Ended(exit) => {
             if !matches!(instance.wanted, Wanted::Running | Wanted::Paused | Wanted::Frozen) {
                 return Vec::new();
@@ -96,7 +106,7 @@ pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time
                 Change::InstanceEnded { id: id(), exit },
                 Change::InstanceWanted { id: id(), wanted: Wanted::Stopped, at: now },
             ];
-            if let Some(guest) = guest {
+            if let Some(guest) = of_guest {
                 changes.extend(guest::machine_stopped(guest, now));
             }
             changes
@@ -125,17 +135,14 @@ pub fn observe(instance: &Instance, guest: Option<&Guest>, fact: Fact, now: Time
                 verified,
             };
             let usage = instance.usage_boot.at_least(usage.unwrap_or_default());
-            let mut changes = vec![Change::InstanceDestroyed { end, usage }];
-            if instance.guest.is_none() {
-                changes.push(Change::InstanceForgotten { id: id(), at: now });
-            }
-            changes
+            // Whether its record is still needed is for the cascade.
+            vec![Change::InstanceDestroyed { end, usage }]
         }
     }
 }
 
-/// A guest's machine is tried again, ever more slowly, until the guest's time is over; a host's own
-/// instance a few times.
+/// A guest's own machine is tried again, ever more slowly, until the guest's time is over; a host's
+/// instance and a child a few times.
 fn boot_failed(
     instance: &Instance,
     guest: Option<&Guest>,

@@ -48,6 +48,50 @@ amount! {
     LlmTokens(u64)
 }
 
+/// A part of a whole, in thousandths: from a tenth to all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
+pub struct Share(u16);
+
+impl Share {
+    /// All of it.
+    pub const ALL: Share = Share(1000);
+    /// Half of it.
+    pub const HALF: Share = Share(500);
+
+    /// From a number from 0.1 to 1.
+    pub fn new(part: f64) -> Option<Share> {
+        (0.1..=1.0).contains(&part).then(|| Share((part * 1000.0).round() as u16))
+    }
+
+    /// As a number from 0.1 to 1.
+    pub fn part(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+
+    /// This part of an amount, rounded down.
+    pub fn of(self, amount: u64) -> u64 {
+        u64::try_from(u128::from(amount) * u128::from(self.0) / 1000).unwrap_or(amount)
+    }
+}
+
+impl TryFrom<u16> for Share {
+    type Error = super::BadWord;
+    fn try_from(thousandths: u16) -> Result<Share, super::BadWord> {
+        if (100..=1000).contains(&thousandths) {
+            Ok(Share(thousandths))
+        } else {
+            Err(super::BadWord::new("share", "from 100 to 1000 thousandths"))
+        }
+    }
+}
+
+impl From<Share> for u16 {
+    fn from(share: Share) -> u16 {
+        share.0
+    }
+}
+
 impl CpuMillis {
     /// In cores, with fractions.
     pub fn cores(self) -> f64 {
@@ -68,6 +112,9 @@ impl MemoryMb {
 }
 
 impl DiskBytes {
+    /// The smallest disk of a machine: 0.02 GB in whole blocks.
+    pub const LEAST: DiskBytes = DiskBytes(20_000_000 / 4096 * 4096);
+
     /// In GB of 10^9 bytes.
     pub fn gb(self) -> f64 {
         self.0 as f64 / 1e9

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{CpuMillis, DiskBytes, DurationMs, EgressBytes, LlmTokens, MemoryMb, Number};
+use super::{CpuMillis, DiskBytes, DurationMs, EgressBytes, LlmTokens, MemoryMb, Number, Share};
 use crate::refusal::Refusal;
 
 /// The six numbers of an invite (seeds/000 "Create Invite").
@@ -113,6 +113,20 @@ impl Limits {
             Limit::Tokens => self.tokens = LlmTokens(value.floor() as u64),
         }
         Ok(())
+    }
+
+    /// The part of CPU, memory and disk that one machine gets of them, not less than the least that
+    /// a machine can be made of, and not more than all.
+    pub fn share(&self, share: Share) -> (CpuMillis, MemoryMb, DiskBytes) {
+        let least = |limit: Limit, unit: f64| (limit.range().0 * unit) as u64;
+        let part = |all: u64, least: u64| share.of(all).max(least).min(all);
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let disk = part(self.disk.0, least(Limit::Disk, 1e9)) / DISK_BLOCK * DISK_BLOCK;
+        (
+            CpuMillis(small(part(self.cpu.0.into(), least(Limit::Cpu, 1e3)))),
+            MemoryMb(small(part(self.memory.0.into(), least(Limit::Memory, 1.0)))),
+            DiskBytes(disk),
+        )
     }
 
     /// One limit as a number in the field's own unit.

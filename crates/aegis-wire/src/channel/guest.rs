@@ -22,6 +22,11 @@ pub const API_SOCKET: &str = "/run/aegis/guestd.sock";
 pub const API_URL: &str = "http://127.0.0.1:7777";
 /// Names the guest API's URL in the environment of processes.
 pub const API_ENV: &str = "AEGIS_GUEST_API";
+/// Directory of a golden machine's first file system, without its slash, that lies over the image
+/// of every machine.
+pub const LAYER: &str = "aegis";
+/// Where every machine has the MCP server of its guest API.
+pub const MCP_PATH: &str = "/usr/bin/aegis-mcp-guest";
 /// Names the machine's instance id in the environment of processes.
 pub const ID_ENV: &str = "AEGIS_INSTANCE_ID";
 

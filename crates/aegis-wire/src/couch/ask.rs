@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::refusal::{Code, Refusal};
 use crate::words::{
-    DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey,
+    DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey, Share,
 };
 use aegis_rules::guest::ReportedUsage;
 use aegis_rules::invite::{Create, Offer};
@@ -32,6 +32,7 @@ pub fn create_invite(body: &Value) -> Result<Create, Refusal> {
             "hostServices",
             "spawnDepth",
             "maxChildren",
+            "rootShare",
             "onLimit",
         ],
     )?;
@@ -85,9 +86,9 @@ pub fn create_invite(body: &Value) -> Result<Create, Refusal> {
 
 fn offer(body: &Object) -> Result<Offer, Refusal> {
     let count = |name: &str, most: u64| match present(body, name) {
-        None => Ok(0),
+        None => Ok(None),
         Some(value) => match value.as_u64() {
-            Some(n) if n <= most => Ok(n as u32),
+            Some(n) if n <= most => Ok(Some(n as u32)),
             _ => Err(Refusal::out_of_range(
                 name.to_owned(),
                 brief(value),
@@ -114,6 +115,16 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         },
         spawn_depth: count("spawnDepth", 16)?,
         max_children: count("maxChildren", 10_000)?,
+        root_share: match present(body, "rootShare") {
+            None => None,
+            Some(value) => Some(value.as_f64().and_then(Share::new).ok_or_else(|| {
+                Refusal::out_of_range(
+                    "rootShare".to_owned(),
+                    brief(value),
+                    "a number from 0.1 to 1".to_owned(),
+                )
+            })?),
+        },
         on_limit: match present(body, "onLimit") {
             None => None,
             Some(value) => Some(value.as_str().and_then(OnLimit::parse).ok_or_else(|| {
@@ -312,6 +323,14 @@ mod tests {
         assert_eq!(ask.limits.cpu, Limits::default().cpu);
         assert!(ask.permissions.internet && ask.permissions.spawn);
         assert_eq!(ask.expires_in.hours(), 24.0);
+        // Absent is not 0: what is named holds.
+        assert_eq!((ask.offer.spawn_depth, ask.offer.max_children), (None, None));
+        let named = create_invite(&json!({
+            "createdBy": "noah", "spawnDepth": 0, "maxChildren": 7, "rootShare": 0.25,
+        }))
+        .unwrap();
+        assert_eq!((named.offer.spawn_depth, named.offer.max_children), (Some(0), Some(7)));
+        assert_eq!(named.offer.root_share.map(Share::part), Some(0.25));
     }
 
     #[test]
@@ -324,6 +343,9 @@ mod tests {
         assert_eq!(refused(json!({"createdBy": "  "})), "createdBy");
         assert_eq!(refused(json!({})), "createdBy");
         assert_eq!(with("surprise", json!(1)), "surprise");
+        for bad in [json!(0), json!(0.05), json!(1.1), json!("half")] {
+            assert_eq!(with("rootShare", bad), "rootShare");
+        }
         for bad in [json!(0), json!(-1), json!(721), json!("24"), json!([])] {
             assert_eq!(with("expiresInHours", bad), "expiresInHours");
         }

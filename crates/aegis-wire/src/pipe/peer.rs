@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{read_frame, write_message};
 use crate::bounds::RPC_IN_FLIGHT_MAX;
-use crate::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, CODE_INVALID, Message, RpcError};
+use crate::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_RATE, Message, RpcError};
 
 /// What this side does when the other calls.
 pub trait Handler: Send + Sync + 'static {
@@ -67,7 +67,37 @@ pub enum CallError {
     },
 }
 
-type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>>>;
+type Askers = HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>;
+
+/// Who waits for an answer; `None` once none can come any more.
+#[derive(Clone)]
+struct Pending(Arc<Mutex<Option<Askers>>>);
+
+impl Pending {
+    fn new() -> Pending {
+        Pending(Arc::new(Mutex::new(Some(HashMap::new()))))
+    }
+
+    /// Does nothing, and drops the asker, when no answer can come any more.
+    fn insert(&self, id: u64, asker: oneshot::Sender<Result<Value, RpcError>>) {
+        if let Some(askers) = &mut *self.lock() {
+            askers.insert(id, asker);
+        }
+    }
+
+    fn remove(&self, id: u64) -> Option<oneshot::Sender<Result<Value, RpcError>>> {
+        self.lock().as_mut()?.remove(&id)
+    }
+
+    /// Whoever waits, or comes later, learns that no answer comes.
+    fn end(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Askers>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// One side of the control stream; cheap to clone.
 #[derive(Clone)]
@@ -88,18 +118,20 @@ impl Peer {
     {
         let (read, mut write) = tokio::io::split(stream);
         let (out, mut to_write) = mpsc::channel::<Message>(2 * RPC_IN_FLIGHT_MAX);
-        let pending: Pending = Arc::default();
+        let pending = Pending::new();
+        let unsent = pending.clone();
         tokio::spawn(async move {
             while let Some(message) = to_write.recv().await {
                 if write_message(&mut write, &message).await.is_err() {
                     break;
                 }
             }
+            unsent.end();
         });
         let reader = Reader {
             // Weak, so that the writer ends when the last Peer is dropped.
             out: out.downgrade(),
-            pending: Arc::clone(&pending),
+            pending: pending.clone(),
             slots: Arc::new(Semaphore::new(RPC_IN_FLIGHT_MAX)),
             handler: Arc::new(handler),
         };
@@ -130,7 +162,7 @@ impl Peer {
         let work = async {
             let _slot = self.slots.acquire().await.map_err(|_| closed())?;
             let (answer, answered) = oneshot::channel();
-            self.lock().insert(id, answer);
+            self.pending.insert(id, answer);
             self.out.send(Message::request(id, method, params)).await.map_err(|_| closed())?;
             answered
                 .await
@@ -138,7 +170,7 @@ impl Peer {
                 .map_err(|error| CallError::Refused { method: method.to_owned(), error })
         };
         let outcome = tokio::time::timeout(deadline, work).await;
-        self.lock().remove(&id);
+        self.pending.remove(id);
         let value =
             outcome.map_err(|_| CallError::Deadline { method: method.to_owned(), deadline })??;
         serde_json::from_value(value).map_err(shape)
@@ -152,12 +184,6 @@ impl Peer {
             .send(Message::notification(method, params))
             .await
             .map_err(|_| CallError::Closed { method: method.to_owned() })
-    }
-
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Value, RpcError>>>> {
-        self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -173,8 +199,7 @@ impl<H: Handler> Reader<H> {
         if let Err(error) = self.read_all(&mut read).await {
             tracing::debug!(%error, "the control stream failed");
         }
-        // Whoever still waits learns that no answer comes.
-        self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+        self.pending.end();
     }
 
     async fn read_all<R: AsyncRead + Unpin>(&self, read: &mut R) -> io::Result<()> {
@@ -192,12 +217,7 @@ impl<H: Handler> Reader<H> {
                     self.serve(id, method, params);
                 }
                 Message { id: Some(id), result, error, .. } => {
-                    let asker = self
-                        .pending
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .remove(&id);
-                    if let Some(asker) = asker {
+                    if let Some(asker) = self.pending.remove(id) {
                         let outcome = match error {
                             Some(error) => Err(error),
                             None => Ok(result.unwrap_or(Value::Null)),
@@ -214,7 +234,7 @@ impl<H: Handler> Reader<H> {
     fn serve(&self, id: u64, method: String, params: Value) {
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             let error = RpcError::new(
-                CODE_CONFLICT,
+                CODE_RATE,
                 format!("{RPC_IN_FLIGHT_MAX} requests are in flight; wait for an answer"),
             );
             self.send(Message::answer(id, Err(error)));

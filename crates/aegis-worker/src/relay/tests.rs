@@ -32,7 +32,7 @@ async fn data<W: AsyncWrite + Unpin>(to: &mut W, epoch: frame::Epoch, bytes: &[u
 async fn a_machine_that_talks_rubbish_is_given_up() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (_frozen, frozen) = watch::channel(false);
-    let mut relay = Relay::start(ours, frozen);
+    let mut relay = Relay::start(ours, frozen, Arc::new(Broker::new()));
     let rubbish = tokio::spawn(async move {
         let mut decoder = Decoder::new();
         let mut greeted = 0;
@@ -55,7 +55,7 @@ async fn a_machine_that_talks_rubbish_is_given_up() {
 async fn a_machine_can_open_nothing_and_does_not_change_its_story() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (_frozen, frozen) = watch::channel(false);
-    let mut relay = Relay::start(ours, frozen);
+    let mut relay = Relay::start(ours, frozen, Arc::new(Broker::new()));
     let machine = tokio::spawn(async move {
         let epoch = greet(&mut theirs, &mut Decoder::new()).await.unwrap();
         // The next pipe finds no HELLO any more: it only carries.
@@ -75,7 +75,7 @@ async fn a_machine_can_open_nothing_and_does_not_change_its_story() {
             let _ = write_message(&mut mine, &StreamHead::Port { port: 22 }).await;
             // The host closes it: nothing is served.
             assert_eq!(mine.read(&mut [0; 16]).await.unwrap_or(0), 0);
-            let call = json!({"jsonrpc": "2.0", "id": 1, "method": "guest.spawn"});
+            let call = json!({"jsonrpc": "2.0", "id": 1, "method": "guest.stroll"});
             write_message(&mut control, &call).await.unwrap();
             let answer: Option<Value> = read_message(&mut control).await.unwrap();
             assert_eq!(answer.unwrap()["error"]["code"], CODE_METHOD);
@@ -88,4 +88,94 @@ async fn a_machine_can_open_nothing_and_does_not_change_its_story() {
     relay.exited.wait_for(Option::is_some).await.unwrap();
     machine.await.unwrap();
     assert_eq!(relay.exited.borrow().unwrap().code, 1);
+}
+
+/// A machine's harness, as far as its calls go: asks for itself over the control stream, and counts
+/// what comes on the stream of a ticket.
+async fn asking_machine(theirs: UnixStream, answers: mpsc::Sender<Value>) {
+    let mut pipe = Pipe::new(theirs);
+    let mut epoch = pipe.accept().await.unwrap();
+    while let Some(now) = epoch {
+        let (app, session) = tokio::io::duplex(SESSION_BUFFER);
+        let (_mux, mut inbound) = mux::start(session, false);
+        let answers = answers.clone();
+        tokio::spawn(async move {
+            while let Some(mut stream) = inbound.recv().await {
+                match read_message(&mut stream).await {
+                    Ok(Some(StreamHead::Control)) => {
+                        let peer = Peer::start(stream, aegis_wire::pipe::peer::NoCalls);
+                        let answers = answers.clone();
+                        tokio::spawn(async move {
+                            let params = json!({"token": "t"});
+                            let deadline = Duration::from_secs(60);
+                            let asked = peer.call::<_, Value>(GUEST_CALL, &params, deadline).await;
+                            let told = asked.unwrap_or_else(|error| json!(error.to_string()));
+                            let _ = answers.send(told).await;
+                        });
+                    }
+                    Ok(Some(StreamHead::Guest { ticket })) => {
+                        let mut text = String::new();
+                        stream.read_to_string(&mut text).await.unwrap();
+                        answers.send(json!([ticket, text])).await.unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        });
+        epoch = match pipe.serve(now, app).await.unwrap() {
+            aegis_wire::pipe::session::Ended::NewEpoch(next) => Some(next),
+            aegis_wire::pipe::session::Ended::Closed => None,
+        };
+    }
+}
+
+const GUEST_CALL: &str = aegis_wire::channel::guest::method::SELF_INFO;
+
+#[tokio::test]
+async fn a_machine_asks_and_is_answered_and_streamed_to() {
+    use aegis_wire::worker::{BrokerAnswer, Brokered, Reply};
+    use tokio::io::BufReader;
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (_frozen, frozen) = watch::channel(false);
+    let broker = Arc::new(Broker::new());
+    let relay = Relay::start(ours, frozen, Arc::clone(&broker));
+    let (tell, mut told) = mpsc::channel(8);
+    let machine = tokio::spawn(asking_machine(theirs, tell));
+
+    let (aegisd, line) = UnixStream::pair().unwrap();
+    let serving = {
+        let broker = Arc::clone(&broker);
+        tokio::spawn(async move { broker.serve(line, std::future::pending()).await })
+    };
+    let mut aegisd = BufReader::new(aegisd);
+    let max = aegis_wire::bounds::WORKER_LINE_MAX;
+    let reply = crate::lines::read(&mut aegisd, max).await.unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Reply>(&reply).unwrap(), Reply::ok());
+    let call = crate::lines::read(&mut aegisd, max).await.unwrap().unwrap();
+    let call: Brokered = serde_json::from_slice(&call).unwrap();
+    assert_eq!((call.method.as_str(), call.params), (GUEST_CALL, json!({"token": "t"})));
+    let answer = BrokerAnswer { id: call.id, result: Some(json!({"ticket": "t-1"})), error: None };
+
+    let (mut bulk, mut asker) = UnixStream::pair().unwrap();
+    let session = relay.session().await.unwrap();
+    let pouring =
+        tokio::spawn(
+            async move { crate::broker::pour(&session, &mut asker, "t-1".to_owned()).await },
+        );
+    let mut bulk_lines = BufReader::new(&mut bulk);
+    let reply = crate::lines::read(&mut bulk_lines, max).await.unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Reply>(&reply).unwrap(), Reply::ok());
+    crate::lines::write(&mut aegisd, &answer).await.unwrap();
+    assert_eq!(told.recv().await.unwrap(), json!({"ticket": "t-1"}));
+    bulk.write_all(b"{\"line\":1}\n{\"line\":2}\n").await.unwrap();
+    drop(bulk);
+    assert_eq!(told.recv().await.unwrap(), json!(["t-1", "{\"line\":1}\n{\"line\":2}\n"]));
+    pouring.await.unwrap().unwrap();
+
+    // A machine that is gone leaves no call behind.
+    machine.abort();
+    drop(relay);
+    drop(aegisd);
+    let _ = serving.await.unwrap();
 }

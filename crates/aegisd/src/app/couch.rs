@@ -130,15 +130,16 @@ fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spe
         .unwrap_or_else(|| Port::try_from(AGENT_PORT).expect("8080 is a port"));
     // Awaited where somebody said that something answers there.
     let expected = invite.offer.agent_port.is_some() || config.guest_serves;
+    let (cpu, memory, disk) = invite.root_size();
     Some(Spec {
         handle: None,
         image: invite.offer.golden.clone().unwrap_or_else(|| config.default_image.clone()),
         command: config.guest_command.clone(),
         env: BTreeMap::new(),
         cwd: None,
-        cpu: invite.limits.cpu,
-        memory: invite.limits.memory,
-        disk: invite.limits.disk,
+        cpu,
+        memory,
+        disk,
         exposes: vec![Expose {
             guest_port: agent_port,
             public_port: None,
@@ -163,13 +164,14 @@ fn metered(
     facts: &crate::ledger::Facts<'_>,
     guest: Guest,
 ) -> Result<Metered, crate::ledger::Error> {
-    let machines = match guest.instance {
+    let mut machines = match guest.instance {
         Some(_) => facts.instances_of(&guest.id)?,
         None => Vec::new(),
     };
-    let usage = guest.usage(
-        machines.iter().map(|m| m.usage_past.and(m.usage_boot.at_least(app.ctx.meters.get(&m.id)))),
-    );
+    for machine in &mut machines {
+        machine.usage_boot = machine.usage_boot.at_least(app.ctx.meters.get(&machine.id));
+    }
+    let usage = guest.usage(&machines);
     Ok(Metered { guest, usage })
 }
 
@@ -233,7 +235,7 @@ pub async fn report_usage(
         let mut changes = guest::report_usage(guest, asked, now)?;
         let mut after = guest.clone();
         changes.iter().for_each(|c| after.apply(c));
-        let usage = after.usage(machines.iter().map(aegis_rules::instance::Instance::usage));
+        let usage = after.usage(machines);
         changes.extend(guest::note_violations(&after, &usage, now));
         Ok(changes)
     })

@@ -4,26 +4,25 @@ use std::time::Duration;
 
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
+use aegis_rules::envelope;
 use aegis_rules::guest::Guest;
-use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask};
+use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask, subtree};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::ExecStart;
-use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::{Create, InstanceShape};
-use aegis_wire::words::{Handle, InstanceId, Limits, Tree};
-use aegis_wire::worker::Reply;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::net::UnixStream;
+use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Tree};
 
-use super::{App, Error, Host, instance_not_found};
+use super::exec::{self, Running};
+use super::{App, Error, Host, instance_not_found, tree};
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
-use crate::lifecycle;
 
-/// An exec waits this long for a machine that is still starting.
-const EXEC_WAIT: Duration = Duration::from_secs(120);
 /// A verb waits this long for its effect before it answers what is so far.
 const EFFECT_WAIT: Duration = Duration::from_secs(30);
+/// CPU quota where none is asked for.
+pub(super) const DEFAULT_CPU: CpuMillis = CpuMillis(1000);
+/// Memory where none is asked for.
+pub(super) const DEFAULT_MEMORY: MemoryMb = MemoryMb(512);
 
 /// An instance, or the one that was meant by its handle.
 pub fn find(_: Host, app: &App, name: &str) -> Result<Instance, Error> {
@@ -51,8 +50,18 @@ pub fn shape(app: &App, instance: &Instance) -> InstanceShape {
     live.usage_boot = live.usage_boot.at_least(app.ctx.meters.get(&live.id));
     let connections = app.router.connections(&live.id);
     let host = app.ctx.config.ports_bind.to_string();
-    let active = if connections > 0 { app.ctx.now() } else { live.updated_at };
-    InstanceShape::new(&live, &host, connections, active)
+    let used = app.ctx.meters.used_at(&live.id).unwrap_or(live.updated_at);
+    let active = if connections > 0 { app.ctx.now() } else { used.max(live.updated_at) };
+    InstanceShape::new(&live, &host, connections, active, app.ctx.now())
+}
+
+/// The same of one by itself, with what is left of its envelope.
+pub fn full_shape(app: &App, instance: &Instance) -> Result<InstanceShape, Error> {
+    let mut family = app.ctx.ledger.read(|f| f.family(&instance.tree))?;
+    app.ctx.meters.overlay(&mut family);
+    let mut shape = shape(app, instance);
+    shape.envelope = Some(tree::room(&family, instance, app.ctx.now()));
+    Ok(shape)
 }
 
 /// What create did.
@@ -89,6 +98,7 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                     "a list of words: a new instance needs its primary process",
                 )
             };
+            may_bring(&create.secrets, create.workspace.is_some())?;
             let defaults = Limits::default();
             let spec = Spec {
                 handle: create.handle,
@@ -96,9 +106,9 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                 command: create.command.ok_or_else(missing)?,
                 env: create.env,
                 cwd: create.cwd,
-                cpu: create.cpu.unwrap_or(aegis_wire::words::CpuMillis(1000)),
-                memory: create.memory.unwrap_or(aegis_wire::words::MemoryMb(512)),
-                disk: create.disk.unwrap_or(aegis_wire::words::DiskBytes(defaults.disk.0 / 2)),
+                cpu: create.cpu.unwrap_or(DEFAULT_CPU),
+                memory: create.memory.unwrap_or(DEFAULT_MEMORY),
+                disk: create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2)),
                 exposes: create.exposes,
                 await_port: None,
                 idle_policy: create.idle_policy,
@@ -106,14 +116,42 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             };
             let need = Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() };
             capacity::admit(&config.capacity, &facts.held()?, &need)?;
+            let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
+            let ends_at = create.envelope.duration.map(|length| now.plus(length));
             let tree = Tree::Instance(id.clone());
-            let instance = Instance::new(id.clone(), tree, None, None, spec, now);
+            let instance = Instance::new(id.clone(), tree, None, None, spec, now).with_rights(
+                create.capabilities.granted()?,
+                room,
+                ends_at,
+            );
+            if !envelope::Draw::of_new(&instance.spec).fits(&instance.envelope) {
+                return Err(Refusal::field(
+                    "envelope",
+                    "at least as large as the instance's own CPU, memory and disk",
+                )
+                .into());
+            }
             Ok((vec![Change::InstanceCreated(Box::new(instance))], (id, true)))
         })
         .await?;
     app.lifecycle.knock(&id);
     let instance = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
     Ok(if is_new { Created::New(instance) } else { Created::Restarted(instance) })
+}
+
+/// Refuses what a machine is to bring along and this host does not have.
+pub(super) fn may_bring(secrets: &[String], workspace: bool) -> Result<(), Refusal> {
+    if secrets.iter().any(|name| name != "*") {
+        let kept = "names of secrets that this host keeps; it keeps none";
+        return Err(Refusal::field("secrets", kept));
+    }
+    if workspace {
+        let mut refusal =
+            Refusal::new(Code::NotEnforceable, "workspace: this host shares no directories");
+        refusal.field = Some("workspace".to_owned());
+        return Err(refusal.hint("leave workspace out"));
+    }
+    Ok(())
 }
 
 fn guest_of(facts: &Facts<'_>, instance: &Instance) -> Result<Option<Guest>, ledger::Error> {
@@ -130,75 +168,123 @@ fn start(
     guest: Option<&Guest>,
     now: aegis_wire::words::Time,
 ) -> Result<Vec<Change>, WriteError> {
-    match ask(instance, guest, Verb::Start, now)? {
+    match ask(instance, guest, &facts.family(&instance.tree)?, Verb::Start, now)? {
         Asked::Already => Ok(vec![]),
         Asked::Yes(changes) => {
-            let need = Need {
-                memory: instance.spec.memory,
-                // Its disk is there and counted.
-                disk: aegis_wire::words::DiskBytes(0),
-                vcpus: instance.spec.cpu.vcpus(),
-            };
-            capacity::admit(&config.capacity, &facts.held()?, &need)?;
+            capacity::admit(&config.capacity, &facts.held()?, &need_again(&instance.spec))?;
             Ok(changes)
         }
     }
 }
 
-/// Does what a host asks of an instance, and waits until it is so. Returns the record as it is then;
-/// `None` when it was deleted.
-pub async fn act(_: Host, app: &App, name: &str, verb: Verb) -> Result<Option<Instance>, Error> {
-    let id = write_verb(app, name, verb).await?;
-    let mut commits = app.ctx.ledger.commits();
-    let reached = async {
-        loop {
-            let now = app.ctx.ledger.read(|f| f.instance(&id))?;
-            let done = match (&now, verb) {
-                (None, _) => true,
-                (Some(i), Verb::Stop | Verb::Disable) => !i.is_live(),
-                (Some(i), Verb::Pause) => {
-                    i.state == InstanceState::Paused || i.wanted != Wanted::Paused
-                }
-                (Some(i), Verb::Resume) => {
-                    i.state == InstanceState::Running || i.wanted != Wanted::Running
-                }
-                (Some(i), Verb::Delete) => i.state == InstanceState::Gone,
-                (Some(_), Verb::Start | Verb::Exec) => true,
-            };
-            if done || commits.changed().await.is_err() {
-                return Ok::<_, Error>(now);
+/// What another start of a stopped instance takes.
+pub(super) fn need_again(spec: &Spec) -> Need {
+    // Its disk is there and counted.
+    Need { memory: spec.memory, disk: DiskBytes(0), vcpus: spec.cpu.vcpus() }
+}
+
+/// What all instances of a set are to reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// No machine.
+    Stopped,
+    /// Proven gone.
+    Gone,
+    /// Its clock stands still.
+    Paused,
+    /// It runs.
+    Running,
+}
+
+impl Goal {
+    fn met(self, now: Option<&Instance>) -> bool {
+        match (self, now) {
+            (_, None) => true,
+            (Goal::Stopped, Some(i)) => !i.is_live(),
+            (Goal::Gone, Some(i)) => i.state == InstanceState::Gone,
+            // Another wish may have come in between: then there is nothing to wait for.
+            (Goal::Paused, Some(i)) => {
+                i.state == InstanceState::Paused || i.wanted != Wanted::Paused
+            }
+            (Goal::Running, Some(i)) => {
+                i.state == InstanceState::Running || i.wanted != Wanted::Running
             }
         }
-    };
-    match tokio::time::timeout(EFFECT_WAIT, reached).await {
-        Ok(now) => now,
-        Err(_) => Ok(app.ctx.ledger.read(|f| f.instance(&id))?),
     }
 }
 
-async fn write_verb(app: &App, name: &str, verb: Verb) -> Result<InstanceId, Error> {
+/// Waits until all of these instances have reached something; says whether they did in time.
+pub(super) async fn reach(app: &App, ids: &[InstanceId], goal: Goal) -> Result<bool, Error> {
+    let mut commits = app.ctx.ledger.commits();
+    let reached = async {
+        loop {
+            let met = app.ctx.ledger.read(|f| {
+                for id in ids {
+                    if !goal.met(f.instance(id)?.as_ref()) {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            })?;
+            if met {
+                return Ok::<_, Error>(true);
+            }
+            if commits.changed().await.is_err() {
+                return Err(ledger::Error::Closed.into());
+            }
+        }
+    };
+    tokio::time::timeout(EFFECT_WAIT, reached).await.unwrap_or(Ok(false))
+}
+
+/// Does what a host asks of an instance, and waits until it is so, for it and for all that ends with
+/// it. Returns the record as it is then; `None` when it was deleted.
+pub async fn act(_: Host, app: &App, name: &str, verb: Verb) -> Result<Option<Instance>, Error> {
+    let (id, subtree) = write_verb(app, name, verb).await?;
+    let one = std::slice::from_ref(&id);
+    match verb {
+        Verb::Stop | Verb::Disable => reach(app, &subtree, Goal::Stopped).await?,
+        Verb::Delete => reach(app, &subtree, Goal::Gone).await?,
+        Verb::Pause => reach(app, one, Goal::Paused).await?,
+        Verb::Resume => reach(app, one, Goal::Running).await?,
+        Verb::Start | Verb::Exec | Verb::Wake => true,
+    };
+    Ok(app.ctx.ledger.read(|f| f.instance(&id))?)
+}
+
+/// Writes what a host asks. Returns whom, and all below it.
+async fn write_verb(
+    app: &App,
+    name: &str,
+    verb: Verb,
+) -> Result<(InstanceId, Vec<InstanceId>), Error> {
     let now = app.ctx.now();
     let name = name.to_owned();
     let config = app.ctx.config.clone();
-    let id = app
+    let (id, subtree) = app
         .ctx
         .ledger
         .write("host", move |facts| {
             let instance = lookup(facts, &name)?.ok_or_else(instance_not_found)?;
             let guest = guest_of(facts, &instance)?;
+            let family = facts.family(&instance.tree)?;
             let changes = if verb == Verb::Start {
                 start(facts, &config, &instance, guest.as_ref(), now)?
             } else {
-                match ask(&instance, guest.as_ref(), verb, now)? {
+                match ask(&instance, guest.as_ref(), &family, verb, now)? {
                     Asked::Already => vec![],
                     Asked::Yes(changes) => changes,
                 }
             };
-            Ok((changes, instance.id))
+            let below: Vec<InstanceId> =
+                subtree(&family, &instance.id).into_iter().map(|i| i.id.clone()).collect();
+            Ok((changes, (instance.id, below)))
         })
         .await?;
-    app.lifecycle.knock(&id);
-    Ok(id)
+    for id in &subtree {
+        app.lifecycle.knock(id);
+    }
+    Ok((id, subtree))
 }
 
 /// Deletes stopped host instances that stopped at least this long ago.
@@ -211,58 +297,17 @@ pub async fn prune(host: Host, app: &App, older_ms: u64) -> Result<Vec<InstanceI
         .map(|i| i.id)
         .collect();
     for id in &old {
-        act(host, app, id.as_str(), Verb::Delete).await?;
+        match act(host, app, id.as_str(), Verb::Delete).await {
+            // It went with its parent.
+            Err(Error::Refused(refusal)) if refusal.code == Code::InstanceNotFound => {}
+            done => drop(done?),
+        }
     }
     Ok(old)
 }
 
-/// A running command: its NDJSON follows on the connection.
-pub struct Exec {
-    /// Where it runs.
-    pub instance: InstanceId,
-    /// Names it in logs.
-    pub exec_id: String,
-    /// Its NDJSON.
-    pub lines: BufReader<UnixStream>,
-}
-
 /// Runs a command; waits for a starting machine, wakes a paused one.
-pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Exec, Error> {
-    let id = write_verb(app, name, Verb::Exec).await?;
-    let mut commits = app.ctx.ledger.commits();
-    let started = async {
-        loop {
-            let now = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
-            if now.wanted != Wanted::Running {
-                let ended =
-                    now.exit.map(|e| e.message).unwrap_or_else(|| "it was stopped".to_owned());
-                let message = format!("the machine ended before the command ran: {ended}");
-                return Err(Error::Refused(Refusal::new(Code::InstanceState, message)));
-            }
-            if now.state == InstanceState::Running {
-                let exec_id = keys::uuid()?;
-                let mut lines =
-                    lifecycle::exec(&app.ctx, &id, exec_id.clone(), start.clone()).await?;
-                if !still_frozen(&mut lines).await? {
-                    return Ok(Exec { instance: id.clone(), exec_id, lines });
-                }
-                // Asked while it was about to be frozen and then thawed: that is recorded soon.
-            }
-            if commits.changed().await.is_err() {
-                return Err(ledger::Error::Closed.into());
-            }
-        }
-    };
-    tokio::time::timeout(EXEC_WAIT, started).await.map_err(|_| {
-        let message = format!("the machine did not run within {}s", EXEC_WAIT.as_secs());
-        Error::Refused(Refusal::new(Code::InstanceState, message))
-    })?
-}
-
-/// Whether the worker refuses because its machine does not run at this instant. Nothing is taken
-/// out of the stream.
-async fn still_frozen(lines: &mut BufReader<UnixStream>) -> Result<bool, Error> {
-    let begin = lines.fill_buf().await?;
-    let reply = serde_json::from_slice::<Reply>(begin.trim_ascii_end());
-    Ok(matches!(reply, Ok(Reply { error: Some(error), .. }) if error.code == CODE_CONFLICT))
+pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Running, Error> {
+    let (id, _) = write_verb(app, name, Verb::Exec).await?;
+    exec::run(app, &id, start, exec::HOST_WAIT).await
 }

@@ -13,6 +13,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::sync::mpsc;
 
 use super::{App, Error};
+use crate::ctx::InUse;
 
 /// File that is written, and its rotated predecessor.
 const FILES: [&str; 2] = ["log.1.ndjson", "log.ndjson"];
@@ -55,6 +56,8 @@ async fn stream(
     send: &mpsc::Sender<io::Result<String>>,
 ) -> Result<(), Error> {
     let dir = app.ctx.instance_dir(id).join("logs");
+    // Who waits for its next line uses it.
+    let _in_use = ask.follow.then(|| InUse::begin(&app.ctx, id));
     // Watched before the first read, so that nothing falls between.
     let watch = if ask.follow {
         std::fs::create_dir_all(&dir)?;

@@ -1,10 +1,14 @@
 //! The verbs: one function for each thing that can be asked. Proof of who asks comes first, then the
 //! context, then the parsed request; what is decided is for the rules.
 
+pub mod audit;
 pub mod couch;
+pub mod exec;
 pub mod instances;
 pub mod kill;
 pub mod logs;
+pub mod ports;
+pub mod tree;
 
 use std::io;
 use std::sync::Arc;
@@ -66,6 +70,9 @@ pub enum Error {
     /// A machine's worker failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// A machine does not do what it is asked; not the daemon's fault.
+    #[error("{0}")]
+    Machine(String),
     /// The operating system failed.
     #[error("the operating system refused")]
     Io(#[from] io::Error),

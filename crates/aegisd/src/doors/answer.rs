@@ -34,6 +34,9 @@ impl From<app::Error> for Failure {
                 body: (&refusal).into(),
                 retry_after: None,
             },
+            app::Error::Machine(message) => {
+                Failure::new(StatusCode::BAD_GATEWAY, "machine_failed", message)
+            }
             // The fault is ours: the client gets an id, the log the whole chain under it.
             ours => {
                 let id = keys::uuid().unwrap_or_default();

@@ -6,13 +6,14 @@ use aegis_rules::instance::{InstanceState, Verb};
 use aegis_rules::refusal::Refusal;
 use aegis_wire::bounds::HOST_BODY_MAX;
 use aegis_wire::host::{
-    BackendCapabilities, Counts, CreateBody, Created, DaemonStatus, ExecBody, StatusWord, body,
+    BackendCapabilities, Counts, CreateBody, Created, DaemonStatus, ExecBody, ExposeBody,
+    StatusWord, body,
 };
-use aegis_wire::words::Time;
+use aegis_wire::words::{Port, Time, Tree};
 use axum::extract::{Path, State as Extract};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use super::answer::Failure;
 use super::ask::{HostAuth, JsonBody, Params, bad_query};
 use super::{State, stream};
 use crate::app::instances::{self, Created as Made};
-use crate::app::logs;
+use crate::app::{self, audit, logs, ports};
 use crate::config::ProvisionerKind;
 
 type Body = JsonBody<HOST_BODY_MAX>;
@@ -42,13 +43,17 @@ pub(super) fn routes() -> Router<State> {
         .route("/v1/instances/{id}/resume", post(resume))
         .route("/v1/instances/{id}/exec", post(exec))
         .route("/v1/instances/{id}/logs", get(read_logs))
+        .route("/v1/instances/{id}/envelope", get(envelope))
+        .route("/v1/instances/{id}/expose", post(expose))
+        .route("/v1/instances/{id}/expose/{port}", delete(unexpose))
+        .route("/v1/audit", get(export_audit))
 }
 
 async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Answer {
     let app = &state.app;
     let all = instances::list(host, app)?;
     let (invites_active, guests_live) =
-        app.ctx.ledger.read(|f| f.counts(app.ctx.now())).map_err(crate::app::Error::from)?;
+        app.ctx.ledger.read(|f| f.counts(app.ctx.now())).map_err(app::Error::from)?;
     let machines = all.iter().filter(|i| i.is_live()).count() as u64;
     let probe = app.probe.as_ref().as_ref();
     let mut tasks = BTreeMap::new();
@@ -118,11 +123,16 @@ async fn list(
             )?)
         }
     };
+    // By its handle too; children of one that is gone are asked for by its id.
+    let parent = query.parent_id.map(|name| match instances::find(host, &state.app, &name) {
+        Ok(parent) => parent.id.to_string(),
+        Err(_) => name,
+    });
     let shapes: Vec<_> = instances::list(host, &state.app)?
         .iter()
         .filter(|i| wanted.is_none_or(|w| i.state == w))
         .map(|i| instances::shape(&state.app, i))
-        .filter(|s| query.parent_id.as_ref().is_none_or(|p| s.parent_id == *p))
+        .filter(|s| parent.as_ref().is_none_or(|p| s.parent_id == *p))
         .collect();
     Ok(Json(shapes).into_response())
 }
@@ -133,7 +143,7 @@ async fn info(
     Path(name): Path<String>,
 ) -> Answer {
     let instance = instances::find(host, &state.app, &name)?;
-    Ok(Json(instances::shape(&state.app, &instance)).into_response())
+    Ok(Json(instances::full_shape(&state.app, &instance)?).into_response())
 }
 
 async fn act(state: State, host: HostAuth, name: &str, verb: Verb) -> Answer {
@@ -201,8 +211,8 @@ async fn exec(
     JsonBody(value): Body,
 ) -> Answer {
     let start = body::<ExecBody>(value)?.parse()?;
-    let exec = instances::exec(host, &state.app, &name, start).await?;
-    stream::exec(exec).await
+    let running = instances::exec(host, &state.app, &name, start).await?;
+    Ok(stream::exec(running))
 }
 
 #[derive(Deserialize)]
@@ -244,6 +254,59 @@ async fn read_logs(
     };
     let instance = instances::find(host, &state.app, &name)?;
     Ok(stream::lines(logs::read(&state.app, &instance.id, ask)))
+}
+
+async fn envelope(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+) -> Answer {
+    let instance = instances::find(host, &state.app, &name)?;
+    Ok(Json(instances::full_shape(&state.app, &instance)?.envelope).into_response())
+}
+
+async fn expose(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path(name): Path<String>,
+    JsonBody(value): Body,
+) -> Answer {
+    let ask = body::<ExposeBody>(value)?.parse()?;
+    Ok(Json(ports::expose(host, &state.app, &name, ask).await?).into_response())
+}
+
+async fn unexpose(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Path((name, port)): Path<(String, String)>,
+) -> Answer {
+    let port = port.parse::<u64>().ok().and_then(|n| Port::try_from(n).ok());
+    let port = port.ok_or_else(|| Refusal::field("guest_port", "a port from 1 to 65535"))?;
+    ports::unexpose(host, &state.app, &name, port).await?;
+    Ok(Json(StatusWord { status: "unexposed".to_owned() }).into_response())
+}
+
+#[derive(Deserialize)]
+struct AuditQuery {
+    tree: Option<String>,
+    after: Option<String>,
+}
+
+async fn export_audit(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    Params(query): Params<AuditQuery>,
+) -> Answer {
+    let tree = query
+        .tree
+        .map(|text| text.parse::<Tree>())
+        .transpose()
+        .map_err(|_| bad_query("tree", "the id of an invite or of a host's own instance"))?;
+    let after = match &query.after {
+        None => 0,
+        Some(text) => text.parse::<u64>().map_err(|_| bad_query("after", "the seq of an event"))?,
+    };
+    Ok(stream::lines(audit::export(host, &state.app, tree, after)))
 }
 
 #[derive(Deserialize)]

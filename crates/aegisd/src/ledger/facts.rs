@@ -1,10 +1,11 @@
 //! Reading: facts for decisions and for answers.
 
+use aegis_rules::audit::Hash;
 use aegis_rules::capacity::Held;
 use aegis_rules::guest::{Guest, GuestStatus};
 use aegis_rules::instance::Instance;
 use aegis_rules::invite::{Invite, InviteStatus, SecretHash};
-use aegis_wire::words::{GuestId, Handle, InstanceId, InviteId, Time};
+use aegis_wire::words::{GuestId, Handle, InstanceId, InviteId, Time, Tree};
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, params};
 
 use super::{Error, rows};
@@ -20,6 +21,29 @@ pub struct Page<T> {
     pub rows: Vec<T>,
     /// Id after which the next page begins, when there is one.
     pub next: Option<String>,
+}
+
+/// A row of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// Its place among all rows.
+    pub seq: u64,
+    /// Whose chain it belongs to.
+    pub tree: String,
+    /// Its place in that chain, from 1.
+    pub position: u64,
+    /// When.
+    pub at: Time,
+    /// Who did it.
+    pub actor: String,
+    /// The event's name.
+    pub kind: String,
+    /// Id of what it is about.
+    pub subject: String,
+    /// The data, in the text that was hashed.
+    pub data: String,
+    /// `aegis_rules::audit::link` of the chain's row before it and of this one.
+    pub hash: Hash,
 }
 
 impl<'a> Facts<'a> {
@@ -145,6 +169,42 @@ impl<'a> Facts<'a> {
         )
     }
 
+    /// All records of a tree: a root and everything that descends from it, gone ones included as
+    /// long as they are kept.
+    pub fn family(&self, tree: &Tree) -> Result<Vec<Instance>, Error> {
+        self.many(
+            "SELECT * FROM instance WHERE tree = ?1 ORDER BY id",
+            [tree.to_string()],
+            rows::instance,
+        )
+    }
+
+    /// Rows of the audit trail behind this place, of one tree or of all, oldest first.
+    pub fn events(
+        &self,
+        tree: Option<&Tree>,
+        after_seq: u64,
+        limit: usize,
+    ) -> Result<Vec<EventRow>, Error> {
+        let tree = tree.map(ToString::to_string);
+        // Two statements: each has its index.
+        let clause = if tree.is_some() { "tree = ?2" } else { "?2 IS NULL" };
+        let sql = format!("SELECT * FROM event WHERE seq > ?1 AND {clause} ORDER BY seq LIMIT ?3");
+        self.many(&sql, params![after_seq, tree, limit], |r| {
+            Ok(EventRow {
+                seq: r.get("seq")?,
+                tree: r.get("tree")?,
+                position: r.get("position")?,
+                at: Time(r.get("at")?),
+                actor: r.get("actor")?,
+                kind: r.get("kind")?,
+                subject: r.get("subject")?,
+                data: r.get("data")?,
+                hash: r.get("hash")?,
+            })
+        })
+    }
+
     /// All instances that are not gone, oldest first.
     pub fn instances(&self) -> Result<Vec<Instance>, Error> {
         self.many("SELECT * FROM instance WHERE state <> 'gone' ORDER BY id", [], rows::instance)
@@ -188,13 +248,25 @@ impl<'a> Facts<'a> {
         )
     }
 
-    /// When the next invite or guest is due.
+    /// Instances that run on though the time of their envelope is over.
+    pub fn due_instances(&self, now: Time, limit: usize) -> Result<Vec<Instance>, Error> {
+        self.many(
+            "SELECT * FROM instance WHERE ends_at <= ?1 AND wanted NOT IN ('stopped', 'gone')
+             ORDER BY ends_at LIMIT ?2",
+            params![now.0, limit],
+            rows::instance,
+        )
+    }
+
+    /// When the next invite, guest or instance is due.
     pub fn next_due(&self) -> Result<Option<Time>, Error> {
         let found: Option<i64> = self
             .connection
             .prepare_cached(
                 "SELECT min(t) FROM (
                    SELECT min(expires_at) AS t FROM invite WHERE status = 'active'
+                   UNION ALL SELECT min(ends_at) FROM instance
+                     WHERE ends_at IS NOT NULL AND wanted NOT IN ('stopped', 'gone')
                    UNION ALL SELECT min(expires_at) FROM guest g WHERE
                      status IN ('provisioning','running','frozen') OR EXISTS
                        (SELECT 1 FROM instance i WHERE i.guest = g.id AND i.wanted <> 'gone'))",

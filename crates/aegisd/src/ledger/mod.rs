@@ -9,15 +9,17 @@ mod facts;
 mod rows;
 mod store;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_rules::change::Change;
 use aegis_rules::refusal::Refusal;
+use aegis_wire::words::InstanceId;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use facts::{Facts, Page};
+pub use facts::{EventRow, Facts, Page};
 
 /// Writes that may wait for the writer; more wait in their tasks.
 const QUEUE: usize = 1024;
@@ -78,7 +80,11 @@ pub struct Ledger {
     jobs: mpsc::Sender<Job>,
     readers: Mutex<Vec<Connection>>,
     commits: watch::Receiver<u64>,
+    touched: Touched,
 }
+
+/// Instances that a write touched without naming them.
+type Touched = Arc<Mutex<BTreeSet<InstanceId>>>;
 
 impl Ledger {
     /// Opens or makes the ledger file, and starts its writer thread.
@@ -91,7 +97,13 @@ impl Ledger {
             .name("ledger".to_owned())
             .spawn(move || write_all(&connection, &mut queue, &committed))
             .map_err(|e| Error::Commit(e.to_string()))?;
-        Ok(Ledger { path: path.to_owned(), jobs, readers: Mutex::default(), commits })
+        Ok(Ledger {
+            path: path.to_owned(),
+            jobs,
+            readers: Mutex::default(),
+            commits,
+            touched: Touched::default(),
+        })
     }
 
     /// Decides upon facts and writes what was decided, in one transaction that is synced before
@@ -103,10 +115,13 @@ impl Ledger {
     {
         let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
         let actor = actor.to_owned();
+        let touched = Arc::clone(&self.touched);
         let job: Job = Box::new(move |connection| {
             let facts = Facts::new(connection);
             let decided = decide(&facts).and_then(|(changes, value)| {
-                store::apply(connection, &actor, &changes)?;
+                let others = store::apply(connection, &actor, &changes)?;
+                // Before the commit is told. Should it fail, they are looked at for nothing.
+                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
                 Ok(value)
             });
             match decided {
@@ -144,6 +159,12 @@ impl Ledger {
             readers.push(connection);
         }
         value
+    }
+
+    /// Takes the instances that were touched by what follows from writes ([`aegis_rules::cascade`]) and
+    /// that no writer knows of. To be asked again after each commit.
+    pub fn take_touched(&self) -> BTreeSet<InstanceId> {
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Counts groups of writes; whoever waits for a condition looks again when it changes.

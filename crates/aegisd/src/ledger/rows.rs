@@ -175,8 +175,8 @@ pub(super) fn put_instance(connection: &Connection, i: &Instance) -> Result<(), 
     connection
         .prepare_cached(
             "INSERT INTO instance (id, tree, guest, parent, handle, wanted, state, memory_mb,
-                                   disk_bytes, spec, detail, created_at, updated_at)
-             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)
+                                   disk_bytes, spec, detail, created_at, updated_at, ends_at)
+             VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)
              ON CONFLICT (id) DO UPDATE SET wanted = ?6, state = ?7, spec = ?10, detail = ?11,
                                             updated_at = ?13",
         )?
@@ -194,6 +194,7 @@ pub(super) fn put_instance(connection: &Connection, i: &Instance) -> Result<(), 
             json("instance", i.id.as_str(), &InstanceDetail::of(i))?,
             i.created_at.0,
             i.updated_at.0,
+            i.ends_at.map(|t| t.0),
         ])?;
     Ok(())
 }
@@ -208,6 +209,11 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         guest: r.maybe("guest")?,
         parent: r.maybe("parent")?,
         spec: r.json::<SpecRow>("spec")?.into_words().map_err(|e| r.bad(e))?,
+        capabilities: d.capabilities.into(),
+        envelope: d.envelope.into(),
+        ends_at: r.maybe_time("ends_at")?,
+        jti: d.jti,
+        lease: d.lease.map(Into::into),
         wanted: r.state("wanted", Wanted::parse)?,
         state: r.state("state", InstanceState::parse)?,
         enabled: d.enabled,
@@ -217,6 +223,7 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         boot_id: d.boot_id,
         usage_past: d.usage_past.into(),
         usage_boot: d.usage_boot.into(),
+        usage_below: d.usage_below.into(),
         exit: d.exit.map(Into::into),
         frozen_at: d.frozen_at.map(Time),
         end: d.end.map(Into::into),

@@ -19,10 +19,13 @@ CREATE TABLE instance (
   id TEXT PRIMARY KEY, tree TEXT NOT NULL, guest TEXT, parent TEXT, handle TEXT,
   wanted TEXT NOT NULL, state TEXT NOT NULL, memory_mb INTEGER NOT NULL, disk_bytes INTEGER NOT NULL,
   spec TEXT NOT NULL, detail TEXT NOT NULL,
-  created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+  created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL, ends_at INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX instance_handle ON instance (handle) WHERE handle IS NOT NULL AND state <> 'gone';
 CREATE INDEX instance_guest ON instance (guest);
+CREATE INDEX instance_tree ON instance (tree);
+CREATE INDEX instance_parent ON instance (parent) WHERE parent IS NOT NULL;
+CREATE INDEX instance_due ON instance (ends_at) WHERE ends_at IS NOT NULL;
 CREATE INDEX instance_live ON instance (state) WHERE state <> 'gone';
 
 -- Append-only: the audit trail, one hash chain per tree.

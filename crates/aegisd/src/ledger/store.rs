@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use aegis_rules::audit::{GENESIS, Hash, Row, Subject, link};
+use aegis_rules::cascade;
 use aegis_rules::change::Change;
-use aegis_wire::words::{Time, Tree};
+use aegis_wire::words::{InstanceId, Time, Tree};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Error, Facts, rows};
 
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// Brings a connection to the writer's settings and the file to this program's schema.
 pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
@@ -27,6 +28,13 @@ pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
             connection.execute_batch("COMMIT")?;
             Ok(())
         }
+        1 => {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            connection.execute_batch(include_str!("schema-1-to-2.sql"))?;
+            connection.pragma_update(None, "user_version", SCHEMA)?;
+            connection.execute_batch("COMMIT")?;
+            Ok(())
+        }
         SCHEMA => Ok(()),
         found => Err(Error::Newer { found, known: SCHEMA }),
     }
@@ -40,16 +48,52 @@ pub(super) fn prepare_reader(connection: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Applies changes in their order: the rows, and the audit trail of each.
-pub(super) fn apply(connection: &Connection, actor: &str, changes: &[Change]) -> Result<(), Error> {
+/// Applies changes in their order, and what follows from them for the trees that they touched: the
+/// rows, and the audit trail of each. Returns which instances were touched only by what followed.
+pub(super) fn apply(
+    connection: &Connection,
+    actor: &str,
+    changes: &[Change],
+) -> Result<Vec<InstanceId>, Error> {
     let facts = Facts::new(connection);
+    let mut moved: BTreeMap<Tree, Time> = BTreeMap::new();
     for change in changes {
-        let tree = apply_one(connection, &facts, change)?;
-        if let Some(tree) = tree {
-            append(connection, &tree, actor, change)?;
+        let Some(tree) = apply_one(connection, &facts, change)? else { continue };
+        append(connection, &tree, actor, change)?;
+        if moves_a_tree(change) {
+            let at = change_time(change).unwrap_or(Time(0));
+            moved.entry(tree).and_modify(|last| *last = at.max(*last)).or_insert(at);
         }
     }
-    Ok(())
+    let mut touched = Vec::new();
+    for (tree, at) in moved {
+        let family = facts.family(&tree)?;
+        let guest = match family.iter().find_map(|i| i.guest.as_ref()) {
+            Some(id) => facts.guest(id)?,
+            None => None,
+        };
+        for change in cascade::follow(&family, guest.as_ref(), at) {
+            if let Some(tree) = apply_one(connection, &facts, &change)? {
+                append(connection, &tree, actor, &change)?;
+            }
+            if let Change::InstanceWanted { id, .. } = change {
+                touched.push(id);
+            }
+        }
+    }
+    Ok(touched)
+}
+
+/// Whether something may follow from it for others of its tree.
+fn moves_a_tree(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::InstanceCreated(_)
+            | Change::InstanceWanted { .. }
+            | Change::InstanceStarts { .. }
+            | Change::InstanceDestroyed { .. }
+            | Change::InstanceForgotten { .. }
+    )
 }
 
 /// Writes one change's row, and says whose chain it belongs to.
@@ -151,7 +195,14 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceFroze { at, .. }
         | Change::BootFailed { at, .. }
         | Change::InstanceCleared { at, .. }
-        | Change::InstanceForgotten { at, .. } => *at,
+        | Change::InstanceForgotten { at, .. }
+        | Change::InstanceToken { at, .. }
+        | Change::LeaseHeld { at, .. }
+        | Change::LeaseReleased { at, .. }
+        | Change::InstanceExposed { at, .. }
+        | Change::InstanceUnexposed { at, .. }
+        | Change::GuestDenied { at, .. }
+        | Change::ChildExec { at, .. } => *at,
         Change::KillVerified { receipt, .. } => {
             receipt.machines.iter().map(|m| m.destroyed_at).max()?
         }
@@ -160,6 +211,7 @@ fn change_time(change: &Change) -> Option<Time> {
         Change::UsageReported { .. }
         | Change::InstancePort { .. }
         | Change::InstanceUsed { .. }
+        | Change::InstanceAbsorbed { .. }
         | Change::DestroyFailed { .. } => return None,
     })
 }

@@ -9,6 +9,8 @@ use aegis_wire::words::{DurationMs, Limits, Permissions, Time, Tree};
 use super::*;
 use crate::keys::{guest_id, hash, instance_id, invite_id};
 
+mod tree;
+
 const NOW: Time = Time(1_800_000_000_000);
 
 fn ask() -> invite::Create {
@@ -52,11 +54,11 @@ async fn redeem(ledger: &Ledger, code: &str) -> Result<GuestStatus, WriteError> 
 async fn one_of_many_gets_the_invite_and_a_reopened_ledger_knows() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger.db");
-    let ledger = std::sync::Arc::new(Ledger::open(&path).unwrap());
+    let ledger = Arc::new(Ledger::open(&path).unwrap());
     let id = make_invite(&ledger, "code").await;
     let mut racers = tokio::task::JoinSet::new();
     for _ in 0..64 {
-        let ledger = std::sync::Arc::clone(&ledger);
+        let ledger = Arc::clone(&ledger);
         racers.spawn(async move { redeem(&ledger, "code").await });
     }
     let (mut won, mut late) = (0, 0);

@@ -1,16 +1,21 @@
 //! One instance's task: look, plan, do one step, record, again.
 
+mod care;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_rules::change::Change;
 use aegis_rules::guest::Guest;
-use aegis_rules::instance::{Exit, Fact, Instance, Plan, Seen, Step, Wanted, observe, plan};
+use aegis_rules::instance::{
+    Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, observe, plan,
+};
 use aegis_rules::kill;
 use aegis_wire::words::{InstanceId, Port, Time};
 use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
 use tokio::sync::Notify;
 
+use super::idle::Watch;
 use super::link::{Link, News};
 use super::pool::Birth;
 use super::{Lifecycle, steps};
@@ -22,13 +27,28 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Usage is written at least this often while it grows, milliseconds.
 const USAGE_WRITTEN_EVERY_MS: u64 = 10_000;
 
+/// A driver looks at least this often whether there is something to renew.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+
 /// Who writes: the trail says that it was no person.
 const ACTOR: &str = "aegisd";
 
 /// Drives one instance until it is at rest without a machine.
 pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>) {
-    let mut driver =
-        Driver { lifecycle, id, knock, link: Link::new(), usage_written: Time(0), birth: None };
+    let use_of = Watch::new(lifecycle.ctx().now());
+    let mut driver = Driver {
+        lifecycle,
+        id,
+        knock,
+        link: Link::new(),
+        usage_written: Time(0),
+        birth: None,
+        may_call: false,
+        renew_at: None,
+        use_of,
+        was: Seen::Nothing,
+        look_at: None,
+    };
     loop {
         match driver.turn().await {
             Ok(Turn::Again) => {}
@@ -54,6 +74,16 @@ struct Driver {
     usage_written: Time,
     /// While its machine is on the way.
     birth: Option<Birth>,
+    /// Whether it was said that this machine may call.
+    may_call: bool,
+    /// When its token is to be renewed; at once where this daemon did not mint it.
+    renew_at: Option<Time>,
+    /// Whether it is used.
+    use_of: Watch,
+    /// What was seen in the last turn.
+    was: Seen,
+    /// When to look again whether it is used.
+    look_at: Option<Time>,
 }
 
 enum Turn {
@@ -80,6 +110,11 @@ impl Driver {
         if seen != Seen::Booting {
             self.birth = None;
         }
+        self.announce(seen).await;
+        if seen == Seen::Running && self.was != Seen::Running {
+            self.use_of.wakes(ctx.now());
+        }
+        self.was = seen;
         if seen == Seen::Running || seen == Seen::Frozen || seen == Seen::Ended {
             self.catch_up(&instance, seen).await?;
         }
@@ -101,11 +136,21 @@ impl Driver {
                 Ok(Turn::Again)
             }
             Plan::Rest if !instance.is_live() => {
-                self.lifecycle.inner.router.close(&self.id);
+                if wakes(&instance) {
+                    self.open_ports(&instance).await?;
+                } else {
+                    self.lifecycle.inner.router.close(&self.id);
+                }
                 ctx.meters.forget(&self.id);
                 Ok(Turn::Done)
             }
             Plan::Rest => {
+                if seen == Seen::Running {
+                    self.renew_token(&instance).await;
+                }
+                if self.idle(&instance).await? {
+                    return Ok(Turn::Again);
+                }
                 self.wait().await?;
                 Ok(Turn::Again)
             }
@@ -135,7 +180,6 @@ impl Driver {
     }
 
     async fn note_end(&mut self, ended: &Ended) -> Result<(), WriteError> {
-        self.lifecycle.inner.router.close(&self.id);
         self.note(Fact::Used(steps::usage(&ended.usage))).await?;
         self.note(match ended.reason {
             EndReason::BootFailed => Fact::BootFailed { message: ended.message.clone() },
@@ -152,9 +196,10 @@ impl Driver {
     /// Returns where the first one answers: for a guest, that of its agent.
     async fn open_ports(&self, instance: &Instance) -> Result<Option<String>, WriteError> {
         let router = &self.lifecycle.inner.router;
+        router.keep(&self.id, &instance.spec.exposes);
         let mut first = None;
         for expose in &instance.spec.exposes {
-            match router.open(&self.lifecycle.inner.ctx, &self.id, expose).await {
+            match router.open(&self.lifecycle, &self.id, expose).await {
                 Ok(public_port) => {
                     if expose.public_port != Some(public_port) {
                         self.note_port(expose.guest_port, public_port).await?;
@@ -188,9 +233,15 @@ impl Driver {
         let interrupt = wanted_gone(Arc::clone(&ctx), self.id.clone(), knock, instance.wanted);
         match step {
             Step::Launch => {
-                let pool = self.lifecycle.pool();
+                let pool = self.lifecycle.pool().clone();
                 self.birth = Some(pool.birth());
-                let launched = steps::launch(&ctx, pool, instance).await;
+                let launched = match self.mint(instance).await {
+                    Ok(token) => steps::launch(&ctx, &pool, instance, token).await,
+                    Err(WriteError::Refused(refusal)) => {
+                        Err(super::WorkerError::Program(refusal.message))
+                    }
+                    Err(error) => return Err(error),
+                };
                 match launched {
                     Ok(connection) => self.link.launched(connection),
                     Err(error) => {
@@ -236,7 +287,6 @@ impl Driver {
                 }
             }
             Step::Clear => {
-                self.lifecycle.inner.router.close(&self.id);
                 let cleared = steps::clear(&ctx, instance).await;
                 self.link.clear();
                 self.settle(step, cleared).await?;
@@ -278,14 +328,18 @@ impl Driver {
 
     /// Waits for a knock or the worker's next word, and records the word.
     async fn wait(&mut self) -> Result<(), WriteError> {
+        let next = [self.renew_at, self.look_at].into_iter().flatten().min();
+        let look = next.map_or(LOOK_EVERY, |at| self.ctx().clock.until(at).min(LOOK_EVERY));
         let news = tokio::select! {
             () = self.knock.notified() => return Ok(()),
+            () = tokio::time::sleep(look) => return Ok(()),
             news = self.link.news() => news,
         };
         match news {
             News::Event(Event::Usage(sample)) => {
                 let usage = steps::usage(&sample);
                 self.ctx().meters.note(&self.id, usage);
+                self.use_of.sample(&self.lifecycle, &self.id, &usage);
                 let now = self.ctx().now();
                 if now.since(self.usage_written).0 >= USAGE_WRITTEN_EVERY_MS
                     || self.passes_limit()?
@@ -307,7 +361,10 @@ impl Driver {
         self.ctx().ledger.read(|f| {
             let Some(instance) = f.instance(&self.id)? else { return Ok(false) };
             let Some(guest) = guest_of(f, &instance)? else { return Ok(false) };
-            let total = guest.usage(std::iter::once(instance.usage_past.and(live)));
+            let mut family = f.family(&instance.tree)?;
+            let own = family.iter_mut().filter(|i| i.id == self.id);
+            own.for_each(|i| i.usage_boot = i.usage_boot.at_least(live));
+            let total = guest.usage(&family);
             Ok(!aegis_rules::guest::note_violations(&guest, &total, now).is_empty())
         })
     }
@@ -325,7 +382,8 @@ impl Driver {
             .write(ACTOR, move |facts| {
                 let Some(instance) = facts.instance(&id)? else { return Ok((vec![], ())) };
                 let guest = guest_of(facts, &instance)?;
-                let mut changes = observe(&instance, guest.as_ref(), fact, now);
+                let family = facts.family(&instance.tree)?;
+                let mut changes = observe(&instance, guest.as_ref(), &family, fact, now);
                 if let Some(guest) = guest {
                     close_kill(facts, guest, &mut changes)?;
                 }
@@ -333,6 +391,13 @@ impl Driver {
             })
             .await
     }
+}
+
+/// Whether a connection to a stopped instance's port starts it again: then the port stays open. The
+/// machine of a guest ends with its guest.
+fn wakes(instance: &Instance) -> bool {
+    let of_guest = instance.guest.is_some() && instance.parent.is_none();
+    instance.enabled && instance.state == InstanceState::Stopped && !of_guest
 }
 
 fn guest_of(facts: &Facts<'_>, instance: &Instance) -> Result<Option<Guest>, Error> {

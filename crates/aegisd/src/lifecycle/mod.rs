@@ -9,26 +9,30 @@
 //! another wish, but it cancels the step that runs.
 
 mod adopt;
+mod calls;
 mod driver;
+mod idle;
 mod link;
 mod pool;
+mod reach;
 mod steps;
 mod sweep;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_rules::instance::Spec;
 use aegis_wire::words::InstanceId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use crate::ctx::Shared;
+use crate::ctx::{Ctx, Shared};
 use crate::router::Router;
 use pool::Pool;
 
+pub use calls::{open_bulk, serve_calls};
 pub use sweep::sweep;
-pub use worker::{WorkerError, exec, open_port, probe};
+pub use worker::{Connection, WorkerError, exec, probe};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]
@@ -40,14 +44,39 @@ struct Inner {
     ctx: Shared,
     router: Router,
     pool: Pool,
+    /// Told of every machine that came up, or was found: it may call.
+    callers: mpsc::Sender<InstanceId>,
     drivers: Mutex<HashMap<InstanceId, Arc<Notify>>>,
 }
 
 impl Lifecycle {
-    /// A lifecycle without any driver yet.
-    pub fn new(ctx: Shared, router: Router) -> Lifecycle {
+    /// A lifecycle without any driver yet. `callers` is told of each machine that may call.
+    pub fn new(ctx: Shared, router: Router, callers: mpsc::Sender<InstanceId>) -> Lifecycle {
         let pool = Pool::new(Arc::clone(&ctx));
-        Lifecycle { inner: Arc::new(Inner { ctx, router, pool, drivers: Mutex::default() }) }
+        let drivers = Mutex::default();
+        Lifecycle { inner: Arc::new(Inner { ctx, router, pool, callers, drivers }) }
+    }
+
+    /// What everybody needs.
+    pub fn ctx(&self) -> &Ctx {
+        &self.inner.ctx
+    }
+
+    /// Knocks at instances that a write touched beside those that it was asked about, for ever.
+    pub async fn follow(self) {
+        let mut commits = self.inner.ctx.ledger.commits();
+        // What was touched by a write that is not synced yet is not to be seen before the next one.
+        let mut again = BTreeSet::new();
+        loop {
+            let fresh = self.inner.ctx.ledger.take_touched();
+            for id in fresh.union(&again) {
+                self.knock(id);
+            }
+            again = fresh;
+            if commits.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Has the instance looked at, soon.

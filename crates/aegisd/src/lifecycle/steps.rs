@@ -15,6 +15,9 @@ use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
 use crate::keys;
 
+/// Memory goes to disk, or comes from there, within this.
+const SUSPEND_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Name of the cgroup of an instance: homes do not meet.
 pub(super) fn cgroup(ctx: &Ctx, instance: &str) -> String {
     let home = keys::hash(&ctx.config.home.to_string_lossy());
@@ -38,6 +41,7 @@ pub(super) async fn launch(
     ctx: &Ctx,
     pool: &Pool,
     instance: &Instance,
+    token: String,
 ) -> Result<Connection, WorkerError> {
     let program = |e: std::io::Error| WorkerError::Program(e.to_string());
     let spec = &instance.spec;
@@ -60,7 +64,7 @@ pub(super) async fn launch(
             env: spec.env.clone(),
             cwd: spec.cwd.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
-            capability_token: None,
+            capability_token: Some(token),
             authorized_key: spec.authorized_key.clone(),
         },
         await_port: spec.await_port.map(|p| p.get()),
@@ -87,6 +91,7 @@ pub(super) fn golden(ctx: &Ctx, spec: &Spec) -> Result<Golden, WorkerError> {
         kernel: machines.kernel.clone(),
         modules: machines.modules.clone(),
         harness: machines.programs.join("aegis-harness"),
+        mcp: machines.programs.join("aegis-mcp-guest"),
         base: image(ctx, spec.image.as_str())?,
         vcpus: spec.cpu.vcpus(),
         memory: spec.memory,
@@ -120,7 +125,12 @@ pub(super) async fn freeze(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerE
 }
 
 pub(super) async fn thaw(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
-    worker::ask(ctx, &instance.id, &Request::Thaw, RPC_DEADLINE).await.map(drop)
+    worker::ask(ctx, &instance.id, &Request::Thaw, SUSPEND_DEADLINE).await.map(drop)
+}
+
+/// Puts the memory of a machine that stands still on disk.
+pub(super) async fn suspend(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+    worker::ask(ctx, &instance.id, &Request::Suspend, SUSPEND_DEADLINE).await.map(drop)
 }
 
 /// Ends the machine in order. What it leaves is cleared by the next step.

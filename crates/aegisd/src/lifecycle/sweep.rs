@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aegis_rules::{guest, invite};
+use aegis_rules::{guest, instance, invite};
 use aegis_wire::words::{InstanceId, Time};
 
 use super::Lifecycle;
@@ -46,8 +46,10 @@ pub async fn sweep(ctx: Shared, lifecycle: Lifecycle) {
 async fn pass(ctx: &Shared, lifecycle: &Lifecycle) -> Result<Option<Time>, WriteError> {
     loop {
         let now = ctx.now();
-        let due =
-            ctx.ledger.read(|f| Ok(f.due_invites(now, 1)?.len() + f.due_guests(now, 1)?.len()))?;
+        let due = ctx.ledger.read(|f| {
+            let (invites, guests) = (f.due_invites(now, 1)?, f.due_guests(now, 1)?);
+            Ok(invites.len() + guests.len() + f.due_instances(now, 1)?.len())
+        })?;
         if due == 0 {
             return Ok(ctx.ledger.read(|f| f.next_due())?);
         }
@@ -63,6 +65,13 @@ async fn pass(ctx: &Shared, lifecycle: &Lifecycle) -> Result<Option<Time>, Write
                     let machines = facts.instances_of(&due.id)?;
                     changes.extend(guest::expire(&due, &machines, now));
                     touched.extend(machines.into_iter().map(|m| m.id));
+                }
+                for due in facts.due_instances(now, BATCH)? {
+                    // A guest's end takes its machines with it, further than this.
+                    if !touched.contains(&due.id) {
+                        changes.extend(instance::expire(&due, now));
+                        touched.push(due.id);
+                    }
                 }
                 Ok((changes, touched))
             })

@@ -44,7 +44,8 @@ pub enum WorkerError {
     Program(String),
 }
 
-pub(super) type Connection = BufReader<UnixStream>;
+/// A connection to a worker.
+pub type Connection = BufReader<UnixStream>;
 
 /// Connects to a machine's worker and says one request.
 pub(super) async fn say(
@@ -115,7 +116,11 @@ pub async fn exec(
 }
 
 /// Opens a TCP port of a machine; what follows on the connection are its bytes.
-pub async fn open_port(ctx: &Ctx, id: &InstanceId, port: u16) -> Result<Connection, WorkerError> {
+pub(super) async fn open_port(
+    ctx: &Ctx,
+    id: &InstanceId,
+    port: u16,
+) -> Result<Connection, WorkerError> {
     ask(ctx, id, &Request::Port { port }, RPC_DEADLINE).await
 }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use aegis_rules::capability::Capabilities;
 use aegis_rules::guest::{Guest, Provisioner};
-use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance, Protocol, Spec};
+use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance, Lease, Protocol, Spec};
 use aegis_rules::invite::{Invite, Offer};
 use aegis_rules::kill::{MachineEnd, Receipt};
 use aegis_wire::words::{
     BadWord, CpuMillis, DiskBytes, DurationMs, EgressBytes, Handle, ImageRef, InstanceId, Limits,
-    LlmTokens, MemoryMb, OnLimit, Permissions, Port, PublicKey, Time, Usage,
+    LlmTokens, MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -111,8 +112,10 @@ pub(super) struct OfferRow {
     agent_port: Option<Port>,
     egress_allow: Option<Vec<String>>,
     host_services: Vec<String>,
-    spawn_depth: u32,
-    max_children: u32,
+    spawn_depth: Option<u32>,
+    max_children: Option<u32>,
+    #[serde(default)]
+    root_share: Option<Share>,
     on_limit: Option<String>,
 }
 
@@ -127,6 +130,7 @@ impl OfferRow {
             host_services: i.offer.host_services.clone(),
             spawn_depth: i.offer.spawn_depth,
             max_children: i.offer.max_children,
+            root_share: i.offer.root_share,
             on_limit: i.offer.on_limit.map(|o| o.word().to_owned()),
         }
     }
@@ -139,6 +143,7 @@ impl OfferRow {
             host_services: self.host_services,
             spawn_depth: self.spawn_depth,
             max_children: self.max_children,
+            root_share: self.root_share,
             on_limit: self.on_limit.as_deref().and_then(OnLimit::parse),
         };
         (self.limits.into(), self.permissions.into(), offer)
@@ -338,6 +343,65 @@ impl From<ExitRow> for Exit {
     }
 }
 
+/// What is missing is not allowed.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct CapabilitiesRow {
+    spawn: bool,
+    spawn_depth: u32,
+    max_children: u32,
+    allowed_images: Vec<String>,
+    max_memory_mb: MemoryMb,
+    max_vcpus: u32,
+    allowed_secrets: Vec<String>,
+    allowed_workspaces: Vec<String>,
+    max_expose_ports: u32,
+}
+
+impl From<&Capabilities> for CapabilitiesRow {
+    fn from(c: &Capabilities) -> CapabilitiesRow {
+        CapabilitiesRow {
+            spawn: c.spawn,
+            spawn_depth: c.spawn_depth,
+            max_children: c.max_children,
+            allowed_images: c.allowed_images.clone(),
+            max_memory_mb: c.max_memory,
+            max_vcpus: c.max_vcpus,
+            allowed_secrets: c.allowed_secrets.clone(),
+            allowed_workspaces: c.allowed_workspaces.clone(),
+            max_expose_ports: c.max_expose_ports,
+        }
+    }
+}
+
+impl From<CapabilitiesRow> for Capabilities {
+    fn from(r: CapabilitiesRow) -> Capabilities {
+        Capabilities {
+            spawn: r.spawn,
+            spawn_depth: r.spawn_depth,
+            max_children: r.max_children,
+            allowed_images: r.allowed_images,
+            max_memory: r.max_memory_mb,
+            max_vcpus: r.max_vcpus,
+            allowed_secrets: r.allowed_secrets,
+            allowed_workspaces: r.allowed_workspaces,
+            max_expose_ports: r.max_expose_ports,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct LeaseRow {
+    reason: Option<String>,
+    expires_at: i64,
+}
+
+impl From<LeaseRow> for Lease {
+    fn from(r: LeaseRow) -> Lease {
+        Lease { reason: r.reason, expires_at: Time(r.expires_at) }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct InstanceDetail {
     pub(super) enabled: bool,
@@ -351,6 +415,16 @@ pub(super) struct InstanceDetail {
     pub(super) frozen_at: Option<i64>,
     pub(super) end: Option<EndRow>,
     pub(super) stopped_at: Option<i64>,
+    #[serde(default)]
+    pub(super) capabilities: CapabilitiesRow,
+    /// Rows of schema 1 had none; the migration gave them one.
+    pub(super) envelope: LimitsRow,
+    #[serde(default)]
+    pub(super) jti: Option<String>,
+    #[serde(default)]
+    pub(super) lease: Option<LeaseRow>,
+    #[serde(default)]
+    pub(super) usage_below: UsageRow,
 }
 
 impl InstanceDetail {
@@ -371,6 +445,14 @@ impl InstanceDetail {
             frozen_at: i.frozen_at.map(|t| t.0),
             end: i.end.as_ref().map(Into::into),
             stopped_at: i.stopped_at.map(|t| t.0),
+            capabilities: (&i.capabilities).into(),
+            envelope: i.envelope.into(),
+            jti: i.jti.clone(),
+            lease: i
+                .lease
+                .as_ref()
+                .map(|l| LeaseRow { reason: l.reason.clone(), expires_at: l.expires_at.0 }),
+            usage_below: i.usage_below.into(),
         }
     }
 }

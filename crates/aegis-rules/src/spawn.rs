@@ -1,0 +1,60 @@
+//! What a permitted spawn writes: the child as a whole, in the transaction that permitted it.
+
+use crate::capability::{Capabilities, Workspace};
+use crate::capacity::Need;
+use crate::change::Change;
+use crate::instance::{Instance, Spec};
+use crate::words::{GuestId, InstanceId, Limits, Time, Tree};
+
+/// The permission to spawn one child, which only [`crate::authorize::authorize`] makes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Permit {
+    pub(crate) parent: InstanceId,
+    pub(crate) tree: Tree,
+    pub(crate) guest: Option<GuestId>,
+    pub(crate) spec: Spec,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) envelope: Limits,
+    pub(crate) ends_at: Option<Time>,
+    pub(crate) secrets: Vec<String>,
+    pub(crate) workspace: Option<Workspace>,
+}
+
+impl Permit {
+    /// Who spawns.
+    pub fn parent(&self) -> &InstanceId {
+        &self.parent
+    }
+
+    /// What the child is made of.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Names of the secrets that it gets.
+    pub fn secrets(&self) -> &[String] {
+        &self.secrets
+    }
+
+    /// The workspace that it gets.
+    pub fn workspace(&self) -> Option<&Workspace> {
+        self.workspace.as_ref()
+    }
+
+    /// What its machine takes of the host.
+    pub fn need(&self) -> Need {
+        let spec = &self.spec;
+        Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() }
+    }
+}
+
+/// What to write, and the child as it will be.
+pub fn spawn(permit: Permit, id: InstanceId, now: Time) -> (Vec<Change>, Instance) {
+    let Permit { parent, tree, guest, spec, capabilities, envelope, ends_at, .. } = permit;
+    let child = Instance::new(id, tree, guest, Some(parent), spec, now).with_rights(
+        capabilities,
+        envelope,
+        ends_at,
+    );
+    (vec![Change::InstanceCreated(Box::new(child.clone()))], child)
+}

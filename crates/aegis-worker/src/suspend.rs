@@ -1,0 +1,117 @@
+//! Suspending: a machine whose clock stands still gives its memory back. Its worker keeps it in a
+//! file of the run directory, and wakes the machine from there with every process as it was.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use rustix::pipe::PipeFlags;
+
+use crate::machine::restore;
+use crate::qemu::{self, Birth, Cage, Parts, Shape, Vmm};
+use crate::qmp::Qmp;
+use crate::snapshot;
+
+/// What is saved beside the memory, at most: devices, and the headers of pages.
+const BESIDE_MEMORY_MAX: u64 = 128 << 20;
+
+/// What a machine wakes with: the files that it was born with, whatever lies at their names now.
+pub struct Bed {
+    program: PathBuf,
+    shape: Shape,
+    base: OwnedFd,
+    disk: OwnedFd,
+    kernel: OwnedFd,
+    uid: Option<u32>,
+    file_size_max: Option<u64>,
+}
+
+impl Bed {
+    /// Of a machine that is about to be born from these parts.
+    pub fn of(program: &Path, shape: Shape, parts: &Parts, cage: &Cage) -> io::Result<Bed> {
+        Ok(Bed {
+            program: program.to_owned(),
+            shape,
+            base: parts.base.try_clone()?,
+            disk: parts.disk.try_clone()?,
+            kernel: parts.kernel.try_clone()?,
+            uid: cage.uid,
+            file_size_max: cage.file_size_max,
+        })
+    }
+
+    /// Saves a machine that stands still; it may go on as if nothing had been when this fails.
+    /// The file gets its name when it is whole.
+    pub async fn save(&self, qmp: &Qmp, to: &Path) -> anyhow::Result<()> {
+        let temporary = to.with_extension("new");
+        let file = File::create(&temporary)
+            .with_context(|| format!("can't make {}", temporary.display()))?;
+        // Through a pipe: QEMU may not write files larger than the machine's disk.
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let most = self.shape.memory.bytes() + BESIDE_MEMORY_MAX;
+        let copying = tokio::task::spawn_blocking(move || copy(read, file, most));
+        let saved = snapshot::migrate(qmp, write.as_fd(), false).await;
+        // The copy ends when nobody can write any more.
+        drop(write);
+        let copied = copying.await.context("the copy was lost")?;
+        let done = saved.and(copied.map_err(anyhow::Error::from));
+        match done {
+            Ok(()) => Ok(std::fs::rename(&temporary, to)?),
+            Err(error) => {
+                let _ = std::fs::remove_file(&temporary);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts a process that takes over what was saved, and stands still. Must be called on the
+    /// main thread.
+    pub fn wake(&self, from: &Path, cgroups: Vec<OwnedFd>) -> anyhow::Result<Vmm> {
+        let saved = File::open(from).with_context(|| format!("can't open {}", from.display()))?;
+        let parts = Parts {
+            memory: snapshot::memory_file("golden", self.shape.memory.bytes())?,
+            base: self.base.try_clone()?,
+            disk: self.disk.try_clone()?,
+            kernel: self.kernel.try_clone()?,
+            initrd: None,
+            state: Some(saved.into()),
+        };
+        let cage = Cage { cgroups, uid: self.uid, file_size_max: self.file_size_max };
+        qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
+    }
+}
+
+/// Lets a process that [`Bed::wake`] started take over; it stands still then.
+pub async fn take_over(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
+    restore(qmp, state_fd, Birth::Wake).await
+}
+
+fn copy(from: OwnedFd, mut to: File, most: u64) -> io::Result<()> {
+    use std::io::Read as _;
+    let mut from = File::from(from).take(most + 1);
+    let copied = io::copy(&mut from, &mut to)?;
+    if copied > most {
+        return Err(io::Error::other(format!("QEMU saved more than {most} bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_kept_than_a_machine_can_have() {
+        let dir = tempfile::tempdir().unwrap();
+        for (bytes, fits) in [(10, true), (11, false)] {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            rustix::io::write(&write, &vec![7; bytes]).unwrap();
+            drop(write);
+            let path = dir.path().join("memory");
+            let copied = copy(read, File::create(&path).unwrap(), 10);
+            assert_eq!(copied.is_ok(), fits);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Commands in a machine: waiting until it runs, and the NDJSON that comes back.
+
+use std::io;
+use std::time::Duration;
+
+use aegis_rules::instance::{InstanceState, Wanted};
+use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::bounds::{GUEST_CALL_DEADLINE, WORKER_LINE_MAX};
+use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_NOT_FOUND};
+use aegis_wire::logs::ExecDone;
+use aegis_wire::words::InstanceId;
+use aegis_wire::worker::Reply;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::UnixStream;
+
+use super::{App, Error, instance_not_found};
+use crate::ctx::InUse;
+use crate::keys;
+use crate::ledger;
+use crate::lifecycle;
+
+/// A host's exec waits this long for a machine that is still starting.
+pub(super) const HOST_WAIT: Duration = Duration::from_secs(120);
+/// A machine's exec in its child waits this long: it is answered before it gives up.
+pub(super) const CHILD_WAIT: Duration = Duration::from_secs(GUEST_CALL_DEADLINE.as_secs() - 10);
+
+/// A command that was started; its NDJSON is read line by line.
+pub struct Running {
+    lines: BufReader<UnixStream>,
+    first: Option<Vec<u8>>,
+    exec_id: String,
+    done: bool,
+    /// A machine in which a command runs is no idle one.
+    _in_use: InUse,
+}
+
+/// Runs a command in an instance that was asked to run; waits for a starting machine and for one
+/// that wakes.
+pub(super) async fn run(
+    app: &App,
+    id: &InstanceId,
+    start: ExecStart,
+    wait: Duration,
+) -> Result<Running, Error> {
+    let mut commits = app.ctx.ledger.commits();
+    let started = async {
+        loop {
+            let now = app.ctx.ledger.read(|f| f.instance(id))?.ok_or_else(instance_not_found)?;
+            if now.wanted != Wanted::Running {
+                let ended =
+                    now.exit.map(|e| e.message).unwrap_or_else(|| "it was stopped".to_owned());
+                let message = format!("the machine ended before the command ran: {ended}");
+                return Err(Error::Refused(Refusal::new(Code::InstanceState, message)));
+            }
+            if now.state == InstanceState::Running {
+                let exec_id = keys::uuid()?;
+                let mut lines =
+                    lifecycle::exec(&app.ctx, id, exec_id.clone(), start.clone()).await?;
+                if !still_frozen(&mut lines).await? {
+                    return Running::new(InUse::begin(&app.ctx, id), id, exec_id, lines).await;
+                }
+                // Asked while it was about to be frozen and then thawed: that is recorded soon.
+            }
+            if commits.changed().await.is_err() {
+                return Err(ledger::Error::Closed.into());
+            }
+        }
+    };
+    tokio::time::timeout(wait, started).await.map_err(|_| {
+        let message = format!("the machine did not run within {}s", wait.as_secs());
+        Error::Refused(Refusal::new(Code::InstanceState, message))
+    })?
+}
+
+impl Running {
+    /// Reads the first line: a worker that refuses says so there.
+    async fn new(
+        in_use: InUse,
+        id: &InstanceId,
+        exec_id: String,
+        mut lines: BufReader<UnixStream>,
+    ) -> Result<Running, Error> {
+        let Some(first) = next_line(&mut lines).await.ok().flatten() else {
+            let message = format!("the machine of {id} ended");
+            return Err(Refusal::new(Code::InstanceState, message).into());
+        };
+        if let Ok(Reply { error: Some(error), .. }) = serde_json::from_slice::<Reply>(&first) {
+            return Err(match error.code {
+                CODE_CONFLICT => Refusal::new(Code::InstanceState, error.message).into(),
+                CODE_NOT_FOUND => Refusal::new(Code::InvalidField, error.message).into(),
+                _ => Error::Machine(error.message),
+            });
+        }
+        Ok(Running { lines, first: Some(first), exec_id, done: false, _in_use: in_use })
+    }
+
+    /// The next line, newline included; `None` after the last. A stream that breaks off ends with a
+    /// last line that says so, so that no client waits for an exit code that never comes.
+    pub async fn next_line(&mut self) -> Option<Vec<u8>> {
+        if self.done {
+            return None;
+        }
+        let line = match self.first.take() {
+            Some(first) => Some(first),
+            None => next_line(&mut self.lines).await.ok().flatten(),
+        };
+        let line = line.unwrap_or_else(|| {
+            let done = ExecDone {
+                exec_id: self.exec_id.clone(),
+                exit_code: None,
+                done: true,
+                error: Some("the machine ended before the command did".to_owned()),
+            };
+            let mut line = serde_json::to_vec(&done).unwrap_or_default();
+            line.push(b'\n');
+            line
+        });
+        self.done = is_done(&line);
+        Some(line)
+    }
+}
+
+fn is_done(line: &[u8]) -> bool {
+    // Entries are many and long: only a line that begins as the last one is parsed.
+    line.len() < 4096 && serde_json::from_slice::<ExecDone>(line).is_ok_and(|d| d.done)
+}
+
+async fn next_line(from: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    from.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    Ok((line.last() == Some(&b'\n')).then_some(line))
+}
+
+/// Whether the worker refuses because its machine does not run at this instant. Nothing is taken
+/// out of the stream.
+async fn still_frozen(lines: &mut BufReader<UnixStream>) -> Result<bool, Error> {
+    let begin = lines.fill_buf().await?;
+    let reply = serde_json::from_slice::<Reply>(begin.trim_ascii_end());
+    Ok(matches!(reply, Ok(Reply { error: Some(error), .. }) if error.code == CODE_CONFLICT))
+}
