@@ -378,6 +378,21 @@ fn a_tree_is_as_deep_as_it_may_be_and_sees_only_downwards() {
 }
 
 #[test]
+fn a_kit_gets_no_more_than_the_host_lets_kits_have() {
+    let house = House::new("[kits]\nmax_children = 2\n[capacity]\nmachines = 1\n");
+    let mut body = json!({"kit": "bot", "command": ["sleep", "infinity"], "memory_mb": 256,
+        "vcpus": 1, "disk_gb": 0.3, "capabilities": rights(1)});
+    let refused = house.socket().post("/v1/instances", &body).refused(403, "");
+    assert_eq!(refused["code"], "capability_denied");
+    assert_eq!(refused["rule"], "max_children");
+    assert_eq!((&refused["requested"], &refused["allowed"]), (&json!(3), &json!(2)));
+    assert!(text(&refused, "hint").contains("[kits]") && text(&refused, "error").contains("bot"));
+    assert_eq!(house.socket().get("/v1/instances").expect(200), json!([]));
+    body["capabilities"]["max_children"] = json!(2);
+    house.socket().post("/v1/instances", &body).expect(201);
+}
+
+#[test]
 fn a_guests_children_live_within_its_invite_and_end_with_it() {
     let house = House::new("[rate_limit]\nper_second = 0\n");
     let guest = house.guest(json!({

@@ -162,6 +162,55 @@ impl Capabilities {
         }
     }
 
+    /// Refuses what goes beyond a ceiling: the first field that does is named.
+    pub fn within(&self, ceiling: &Capabilities) -> Result<(), Refusal> {
+        let both = self.meet(ceiling);
+        let number = |rule, asked: u32, most: u32| {
+            (rule, asked <= most, asked.to_string(), most.to_string())
+        };
+        let list = |rule, asked: &[String], both: &[String], most: &[String]| {
+            let fits = asked.iter().all(|pattern| both.contains(pattern));
+            (rule, fits, format!("[{}]", asked.join(", ")), format!("[{}]", most.join(", ")))
+        };
+        let fields = [
+            (
+                "spawn",
+                self.spawn <= ceiling.spawn,
+                self.spawn.to_string(),
+                ceiling.spawn.to_string(),
+            ),
+            number("spawn_depth", self.spawn_depth, ceiling.spawn_depth),
+            number("max_children", self.max_children, ceiling.max_children),
+            number("max_memory_mb", self.max_memory.0, ceiling.max_memory.0),
+            number("max_vcpus", self.max_vcpus, ceiling.max_vcpus),
+            number("max_expose_ports", self.max_expose_ports, ceiling.max_expose_ports),
+            list(
+                "allowed_images",
+                &self.allowed_images,
+                &both.allowed_images,
+                &ceiling.allowed_images,
+            ),
+            list(
+                "allowed_secrets",
+                &self.allowed_secrets,
+                &both.allowed_secrets,
+                &ceiling.allowed_secrets,
+            ),
+            list(
+                "allowed_workspaces",
+                &self.allowed_workspaces,
+                &both.allowed_workspaces,
+                &ceiling.allowed_workspaces,
+            ),
+        ];
+        let Some((rule, _, asked, most)) = fields.into_iter().find(|(_, fits, ..)| !fits) else {
+            return Ok(());
+        };
+        let mut refusal = Refusal::denied(rule, format!("{rule} of {asked} is beyond {most}"));
+        (refusal.requested, refusal.allowed) = (Some(asked), Some(most));
+        Err(refusal)
+    }
+
     /// Whether children may have this image.
     pub fn allows_image(&self, image: &ImageRef) -> bool {
         self.allowed_images.iter().any(|pattern| image::allows(pattern, image.as_str()))

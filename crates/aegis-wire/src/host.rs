@@ -72,6 +72,9 @@ pub struct CreateBody {
     /// What it and all below it may hold and spend; as much as there is when absent.
     #[serde(default)]
     pub envelope: Option<EnvelopeBody>,
+    /// Name of the kit that this comes from: what it may do lies within what the host lets kits have.
+    #[serde(default)]
+    pub kit: Option<String>,
 }
 
 /// A request for an instance, parsed; what is absent gets the host's default.
@@ -92,6 +95,7 @@ pub struct Create {
     pub workspace: Option<String>,
     pub capabilities: CapabilityAsk,
     pub envelope: EnvelopeAsk,
+    pub kit: Option<String>,
 }
 
 impl CreateBody {
@@ -113,6 +117,9 @@ impl CreateBody {
             .is_some_and(|w| w.is_empty() || w.len() > 4096 || w.contains('\0'))
         {
             return Err(Refusal::field("workspace", "a path of at most 4096 bytes"));
+        }
+        if self.kit.as_ref().is_some_and(|k| k.is_empty() || k.len() > 255) {
+            return Err(Refusal::field("kit", "a name of 1 to 255 bytes"));
         }
         let ranged = |name: &str, value: Option<f64>, limit: Limit| match value {
             None => Ok(None),
@@ -148,6 +155,7 @@ impl CreateBody {
             workspace: self.workspace,
             capabilities: self.capabilities.unwrap_or_default().parse()?,
             envelope: self.envelope.unwrap_or_default().parse()?,
+            kit: self.kit,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use aegis_rules::capability::{Capabilities, CapabilityAsk};
 use aegis_rules::capacity::Capacity;
 use aegis_rules::idle::Times;
 use aegis_wire::words::{DiskBytes, DurationMs, ImageRef, MemoryMb};
@@ -56,6 +57,8 @@ pub struct Config {
     pub machines: Machines,
     /// What is lent at most.
     pub capacity: Capacity,
+    /// What kits may let their instances do.
+    pub kits: Capabilities,
     /// After how long without use a machine is paused, and its memory put on disk.
     pub idle: Times,
     /// Public ports: first and last.
@@ -127,6 +130,8 @@ struct FileConfig {
     #[serde(default)]
     idle: IdleSection,
     #[serde(default)]
+    kits: KitsSection,
+    #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
     rate_limit: RateSection,
@@ -157,6 +162,37 @@ struct CapacitySection {
     memory_mb: Option<u32>,
     disk_gb: Option<f64>,
     vcpus: Option<u32>,
+}
+
+/// What `[kits]` leaves out is as here; lists and numbers that are said are taken as they are.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KitsSection {
+    spawn: Option<bool>,
+    spawn_depth: Option<u32>,
+    max_children: Option<u32>,
+    allowed_images: Option<Vec<String>>,
+    max_memory_mb: Option<u32>,
+    max_vcpus: Option<u32>,
+    allowed_secrets: Option<Vec<String>>,
+    allowed_workspaces: Option<Vec<String>>,
+    max_expose_ports: Option<u32>,
+}
+
+impl KitsSection {
+    fn ceiling(self) -> CapabilityAsk {
+        CapabilityAsk {
+            spawn: self.spawn.or(Some(true)),
+            spawn_depth: self.spawn_depth.or(Some(1)),
+            max_children: self.max_children.or(Some(5)),
+            allowed_images: self.allowed_images.or_else(|| Some(vec!["*".to_owned()])),
+            max_memory: self.max_memory_mb.map(MemoryMb).or(Some(MemoryMb(2048))),
+            max_vcpus: self.max_vcpus.or(Some(2)),
+            allowed_secrets: self.allowed_secrets,
+            allowed_workspaces: self.allowed_workspaces,
+            max_expose_ports: self.max_expose_ports.or(Some(8)),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -328,6 +364,7 @@ pub fn build(
         }),
         vcpus: file.capacity.vcpus.unwrap_or_else(|| host.cpus.max(2)),
     };
+    let kits = file.kits.ceiling().granted().map_err(|e| bad("kits", e))?;
     let mut idle = Times::default();
     for (name, seconds, setting) in [
         ("idle.pause_after_secs", file.idle.pause_after_secs, &mut idle.pause_after),
@@ -350,6 +387,7 @@ pub fn build(
         machines,
         capacity,
         idle,
+        kits,
         ports,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
@@ -410,5 +448,20 @@ mod tests {
         assert_eq!(own.machines.modules, None);
         let ours = with(Flags::default(), &[], "").unwrap();
         assert!(ours.machines.modules.is_some());
+    }
+
+    #[test]
+    fn kits_get_what_is_said_and_little_when_nothing_is() {
+        let kits = |file: &str| with(Flags::default(), &[], file).unwrap().kits;
+        let usual = kits("");
+        assert_eq!((usual.spawn_depth, usual.max_children, usual.max_memory.0), (1, 5, 2048));
+        assert!(usual.allowed_secrets.is_empty() && usual.allowed_workspaces.is_empty());
+        let none = kits("[kits]\nspawn = false\nallowed_images = []\nmax_children = 0");
+        assert!(!none.spawn && none.allowed_images.is_empty());
+        assert_eq!(none.max_children, 0);
+        assert_eq!(
+            with(Flags::default(), &[], "[kits]\nallowed_images = ['']").unwrap_err().setting,
+            "kits"
+        );
     }
 }

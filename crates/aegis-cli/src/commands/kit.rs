@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,8 +20,8 @@ const MANIFEST_MAX: u64 = 256 * 1024;
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kit {
-    /// What it is called, for people.
-    #[serde(skip_serializing)]
+    /// What it is called.
+    #[serde(rename(serialize = "kit"))]
     pub name: String,
     /// What it is for, for people.
     #[serde(default, skip_serializing)]
@@ -125,6 +125,15 @@ impl Kit {
     pub fn body(&self) -> Value {
         serde_json::to_value(self).unwrap_or_else(|_| json!({}))
     }
+}
+
+/// Where a kit is: a name alone is one of the home's own.
+pub fn path(ask: &Ask, named: &Path) -> PathBuf {
+    let is_name = named.components().count() == 1 && named.extension().is_none_or(|e| e != "toml");
+    if is_name {
+        return ask.home.root().join("kits").join(named).with_extension("toml");
+    }
+    named.to_owned()
 }
 
 /// Reads a manifest.

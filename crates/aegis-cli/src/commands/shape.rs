@@ -20,8 +20,8 @@ const MAX_VCPUS: u32 = 1;
 /// What a new machine is made of.
 #[derive(Args, Debug, Default)]
 pub struct Shape {
-    /// Take everything that no flag says from a kit's manifest
-    #[arg(long, value_name = "FILE")]
+    /// Take everything that no flag says from a kit: a manifest, or a NAME for HOME/kits/NAME.toml
+    #[arg(long, value_name = "KIT")]
     kit: Option<PathBuf>,
     /// Image [default: the host's]
     #[arg(long, value_name = "IMAGE")]
@@ -111,7 +111,7 @@ struct TreeLimits {
 impl Shape {
     /// Body of `POST /v1/instances`. Reads the kit, and asks whether the host has its secrets.
     pub async fn body(self, ask: &Ask, command: &[String]) -> Result<Value> {
-        let kit = self.kit.as_deref().map(kit::read).transpose()?;
+        let kit = self.kit.as_deref().map(|named| kit::read(&kit::path(ask, named))).transpose()?;
         if let Some(kit) = &kit {
             kit::check_secrets(ask, kit).await?;
         }
@@ -249,7 +249,7 @@ mod tests {
         let flags = ["--memory", "512M", "--env", "A=flag", "--can-spawn", "--max-children", "1"];
         assert_eq!(
             body(Some(kit), &flags, &[]).unwrap(),
-            json!({ "command": ["bot"], "memory_mb": 512, "env": {"A": "flag", "B": "kit"},
+            json!({ "kit": "bot", "command": ["bot"], "memory_mb": 512, "env": {"A": "flag", "B": "kit"},
                 "capabilities": {"spawn": true, "spawn_depth": 2, "max_children": 1} })
         );
         assert_eq!(body(Some("name = 'x'"), &[], &["y"]).unwrap(), json!({ "command": ["y"] }));

@@ -105,6 +105,40 @@ proptest! {
     }
 }
 
+proptest! {
+    /// What both allow lies within either; what lies within allows no more.
+    #[test]
+    fn a_ceiling_holds(a in capabilities(), b in capabilities()) {
+        prop_assert!(a.within(&a).is_ok());
+        let both = a.meet(&b);
+        prop_assert!(both.within(&a).is_ok() && both.within(&b).is_ok());
+        if a.within(&b).is_ok() {
+            prop_assert!(a.max_memory <= b.max_memory && a.spawn <= b.spawn);
+            for pattern in &a.allowed_images {
+                prop_assert!(b.allowed_images.iter().any(|wide| image::covers(wide, pattern)));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_goes_beyond_a_ceiling_is_named() {
+    let ceiling = Capabilities {
+        spawn: true,
+        spawn_depth: 1,
+        allowed_images: vec!["*".to_owned(), "node:22".to_owned()],
+        ..Capabilities::default()
+    };
+    let fits = Capabilities { allowed_images: vec!["node:*".to_owned()], ..ceiling.clone() };
+    fits.within(&ceiling).unwrap();
+    let deep = Capabilities { spawn_depth: 2, ..fits.clone() };
+    let refusal = deep.within(&ceiling).unwrap_err();
+    assert_eq!(refusal.rule, Some("spawn_depth"));
+    assert_eq!((refusal.requested.as_deref(), refusal.allowed.as_deref()), (Some("2"), Some("1")));
+    let secret = Capabilities { allowed_secrets: vec!["KEY".to_owned()], ..fits };
+    assert_eq!(secret.within(&ceiling).unwrap_err().rule, Some("allowed_secrets"));
+}
+
 #[test]
 fn nothing_given_is_nothing_allowed() {
     let none = CapabilityAsk::default().granted().unwrap();

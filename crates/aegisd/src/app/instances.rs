@@ -114,16 +114,17 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                 idle_policy: create.idle_policy,
                 authorized_key: None,
             };
+            let rights = create.capabilities.granted()?;
+            if let Some(kit) = &create.kit {
+                rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
+            }
             let need = Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() };
             capacity::admit(&config.capacity, &facts.held()?, &need)?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
             let ends_at = create.envelope.duration.map(|length| now.plus(length));
             let tree = Tree::Instance(id.clone());
-            let instance = Instance::new(id.clone(), tree, None, None, spec, now).with_rights(
-                create.capabilities.granted()?,
-                room,
-                ends_at,
-            );
+            let instance = Instance::new(id.clone(), tree, None, None, spec, now)
+                .with_rights(rights, room, ends_at);
             if !envelope::Draw::of_new(&instance.spec).fits(&instance.envelope) {
                 return Err(Refusal::field(
                     "envelope",
@@ -137,6 +138,16 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
     app.lifecycle.knock(&id);
     let instance = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
     Ok(if is_new { Created::New(instance) } else { Created::Restarted(instance) })
+}
+
+/// A kit comes from elsewhere: the host says in its settings what it lets kits have.
+fn beyond_kits(kit: &str, refusal: Refusal) -> Refusal {
+    let mut refusal = refusal;
+    refusal.message =
+        format!("the kit {kit} asks for more than this host lets kits have: {refusal}");
+    refusal.hint =
+        Some("raise [kits] in aegis.toml if you trust the kit, or lower it there".into());
+    refusal
 }
 
 /// Refuses what a machine is to bring along and this host does not have.

@@ -109,6 +109,9 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     let now = app.ctx.now();
     let fresh = keys::instance_id(now)?;
     let missing = || Refusal::field("command", "a list of words: the child's primary process");
+    if create.kit.is_some() {
+        return Err(Refusal::field("kit", "absent: only a host starts kits").into());
+    }
     let config = app.ctx.config.clone();
     let disk = match create.disk {
         Some(disk) => disk,
