@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use aegis_wire::bounds::{IDENTIFY_DEADLINE, STREAMS_MAX};
+use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_VALUES_MAX, STREAMS_MAX};
 use aegis_wire::channel::rpc::{CODE_METHOD, RpcError};
 use aegis_wire::channel::{ProcessExit, StreamHead, method};
 use aegis_wire::pipe::mux::{self, Mux, Stream};
@@ -54,6 +54,8 @@ struct FromMachine {
 }
 
 impl Handler for FromMachine {
+    const VALUES_MAX: usize = RPC_VALUES_MAX;
+
     async fn request(&self, method: String, _: Value) -> Result<Value, RpcError> {
         Err(RpcError::new(CODE_METHOD, format!("{method:.40} is not served")))
     }
