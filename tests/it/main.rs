@@ -9,6 +9,7 @@ mod crash;
 mod doors;
 mod guest;
 mod host;
+mod hostile;
 mod spares;
 mod tidy;
 mod values;

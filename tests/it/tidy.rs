@@ -10,7 +10,7 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
     ("aegisd", &["aegis-rules", "aegis-wire"]),
@@ -19,6 +19,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("aegis-cli", &["aegis-wire"]),
     ("aegis-mcp-guest", &["aegis-wire"]),
     ("aegis-tests", &["aegis-wire"]),
+    ("aegis-hostile", &["aegis-wire"]),
     ("aegis-bench", &["aegis-wire", "aegis-tests"]),
 ];
 
