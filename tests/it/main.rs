@@ -10,6 +10,7 @@ mod doors;
 mod guest;
 mod host;
 mod hostile;
+mod many;
 mod spares;
 mod tidy;
 mod values;
