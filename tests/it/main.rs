@@ -4,6 +4,7 @@
 // Tests fail where they stand.
 #![allow(clippy::unwrap_used)]
 
+mod cli;
 mod couch;
 mod crash;
 mod doors;
