@@ -10,14 +10,20 @@ STATIC := -C target-feature=+crt-static -C relocation-model=static
 # A home with kernel and base image, shared by tests and benchmarks.
 export AEGIS_TEST_ASSETS   ?= $(abspath $(TARGET))/assets
 export AEGIS_TEST_PROGRAMS ?= $(abspath $(BIN))
+# The harness that the tests turn against its host; never installed.
+HOSTILE := $(TARGET)/harness/$(TRIPLE)/harness/aegis-hostile
+export AEGIS_TEST_HOSTILE  ?= $(abspath $(dir $(HOSTILE)))
 
-.PHONY: build setup assets demo test mcp-clients bench fmt lint tools
+.PHONY: build hostile setup assets demo test mcp-clients bench fmt lint tools
 
 build: tools
 	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-worker
 	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness -p aegis-mcp-guest
 	install -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-worker
 	install -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness $(TARGET)/harness/$(TRIPLE)/harness/aegis-mcp-guest
+
+hostile:
+	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-hostile
 
 tools:
 	@packaging/tools.sh
@@ -31,7 +37,7 @@ assets: build
 demo: build
 	packaging/demo.sh $(BIN)
 
-test: assets
+test: assets hostile
 	packaging/test.sh --target-dir $(TARGET)
 
 # Clients that are not ours, from PyPI and npm; not part of `make test`, which needs neither.

@@ -236,3 +236,198 @@ fn the_status_says_what_this_daemon_is() {
     assert_eq!(status["counts"]["guests_live"], 1);
     assert_eq!(status["counts"]["machines"], 0);
 }
+
+/// Sends bytes as they are and reads the head of the answer.
+fn raw(house: &House, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(house.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // Who refuses early may close before all is sent.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while !answer.windows(4).any(|w| w == b"\r\n\r\n") {
+        match stream.read(&mut chunk) {
+            Ok(n) if n > 0 => answer.extend_from_slice(&chunk[..n]),
+            _ => break,
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn the_largest_body_passes_and_one_byte_more_does_not() {
+    let house = House::new(MANUAL);
+    let padded = |body: &str, len: usize| {
+        let mut bytes = body.as_bytes().to_vec();
+        bytes.resize(len, b' ');
+        Bytes::from(bytes)
+    };
+    let couch = 64 * 1024;
+    let host = 256 * 1024;
+    let invite = r#"{"createdBy":"noah"}"#;
+    let send = |path: &str, body: Bytes| house.host().send(Method::POST, path, body).unwrap();
+    send("/couch/invites", padded(invite, couch)).expect(201);
+    send("/couch/invites", padded(invite, couch + 1)).refused(413, "");
+    send("/couch/redeem", padded("{}", couch)).refused(400, "code");
+    send("/couch/redeem", padded("{}", couch + 1)).refused(413, "");
+    send("/couch/guests/x/activate", padded("{}", couch + 1)).refused(413, "");
+    let put = house.host().send(Method::PUT, "/couch/guests/x/usage", padded("{}", couch + 1));
+    put.unwrap().refused(413, "");
+    send("/v1/instances", padded("{}", host)).refused(400, "command");
+    send("/v1/instances", padded("{}", host + 1)).refused(413, "");
+    send("/v1/instances/x/exec", padded("{}", host + 1)).refused(413, "");
+    // Neither is one of chunks, whose length nobody said, nor one whose length is a lie.
+    let mut chunked =
+        b"POST /couch/redeem HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..20 {
+        chunked.extend_from_slice(b"1000\r\n");
+        chunked.extend(std::iter::repeat_n(b' ', 0x1000));
+        chunked.extend_from_slice(b"\r\n");
+    }
+    assert!(raw(&house, &chunked).starts_with("HTTP/1.1 413"));
+    let lie = b"POST /couch/redeem HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{}";
+    let said = raw(&house, &[&lie[..], &[b' '; 100_000]].concat());
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+}
+
+#[test]
+fn whatever_the_path_the_answer_is_json() {
+    let house = House::new(MANUAL);
+    let guest = house.guest(json!({}));
+    let id = guest["guestId"].as_str().unwrap();
+    for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH] {
+        for path in [
+            "/",
+            "/couch",
+            "/couch/",
+            "/couch/invites/",
+            "//couch/guests",
+            "/COUCH/guests",
+            "/couch/guests/x/y/z",
+            "/couch/../couch/guests",
+            "/v1",
+            "/v1/instances/x/nothing",
+            "/couch/redeem/x",
+            "/couch/%00",
+        ] {
+            let answer = house.host().ask(method.clone(), path, None).unwrap();
+            assert!([404, 405].contains(&answer.status), "{method} {path}: {}", answer.status);
+            answer.refused(answer.status, "");
+        }
+    }
+    // An id that is none is not found, whatever bytes it is made of.
+    let long = "x".repeat(3000);
+    for odd in
+        ["%00", "%ff", "%c3%28", "%20", "..%2f..%2fetc", "'%20OR%201=1", &long, "%F0%9F%92%A9"]
+    {
+        for (method, path) in [
+            (Method::GET, format!("/couch/guests/{odd}/status")),
+            (Method::DELETE, format!("/couch/guests/{odd}")),
+            (Method::DELETE, format!("/couch/invites/{odd}")),
+            (Method::POST, format!("/couch/guests/{odd}/freeze")),
+            (Method::GET, format!("/v1/instances/{odd}")),
+            (Method::DELETE, format!("/v1/instances/{odd}")),
+        ] {
+            house.host().ask(method, &path, None).unwrap().refused(404, "");
+        }
+    }
+    for (path, allow) in [
+        ("/couch/redeem", "POST"),
+        ("/couch/status", "GET"),
+        ("/couch/invites", "GET"),
+        ("/couch/invites/x", "DELETE"),
+        ("/couch/guests", "GET"),
+        ("/couch/guests/x", "DELETE"),
+        ("/couch/guests/x/status", "GET"),
+        ("/couch/guests/x/activate", "POST"),
+        ("/couch/guests/x/usage", "PUT"),
+        ("/couch/guests/x/freeze", "POST"),
+        ("/couch/guests/x/thaw", "POST"),
+        ("/v1/status", "GET"),
+        ("/v1/instances", "GET"),
+        ("/v1/instances/x/exec", "POST"),
+        ("/v1/instances/x/logs", "GET"),
+    ] {
+        let answer = house.host().ask(Method::PATCH, path, None).unwrap();
+        answer.refused(405, "");
+        let said = answer.headers.get("allow").map(|v| v.to_str().unwrap().to_owned());
+        assert!(said.as_ref().is_some_and(|s| s.contains(allow)), "{path}: {said:?}");
+    }
+    for query in
+        ["?status=active&status=revoked", "?limit=%ff", "?limit=-1", "?cursor=x", "?cursor="]
+    {
+        house.host().get(&format!("/couch/invites{query}")).refused(400, "");
+        house.host().get(&format!("/couch/guests{query}")).refused(400, "");
+    }
+    house.host().get(&format!("/couch/guests?cursor={id}")).expect(200);
+}
+
+#[test]
+fn malformed_bodies_are_refused_by_every_route_that_takes_one() {
+    let house = House::new(MANUAL);
+    let guest = house.guest(json!({}));
+    let id = guest["guestId"].as_str().unwrap();
+    let deep = "[".repeat(30_000);
+    let nested = format!("{}1{}", "{\"a\":".repeat(5000), "}".repeat(5000));
+    let bad: [&[u8]; 16] = [
+        b"{",
+        b"nonsense",
+        b"{\"code\":}",
+        b"{} {}",
+        b"\0",
+        b"\xff\xfe{\0}\0",
+        b"{\"\xc3\x28\":1}",
+        b"{\"maxMemoryMB\":NaN}",
+        b"{\"n\":1e999}",
+        b"{\"n\":0x10}",
+        b"{'code':'x'}",
+        b"{\"a\":\"\x01\"}",
+        b"{\"a\":\"\\ud800\"}",
+        b"[{}]",
+        deep.as_bytes(),
+        nested.as_bytes(),
+    ];
+    for (method, path) in [
+        (Method::POST, "/couch/redeem".to_owned()),
+        (Method::POST, "/couch/invites".to_owned()),
+        (Method::POST, format!("/couch/guests/{id}/activate")),
+        (Method::PUT, format!("/couch/guests/{id}/usage")),
+        (Method::POST, "/v1/instances".to_owned()),
+        (Method::POST, "/v1/instances/x/exec".to_owned()),
+    ] {
+        for body in bad {
+            let body = Bytes::copy_from_slice(body);
+            let answer = house.host().send(method.clone(), &path, body.clone()).unwrap();
+            assert_eq!(answer.status, 400, "{method} {path} {body:?}: {:?}", answer.body);
+            answer.refused(400, "");
+        }
+    }
+    assert_eq!(house.guest_status(id)["status"], "provisioning");
+}
+
+#[test]
+fn each_address_has_a_rate_of_its_own_on_every_public_route() {
+    let house = House::new("provisioner = \"manual\"\n[rate_limit]\nper_second = 1\nburst = 3\n");
+    let port = house.address().port();
+    let ask = |from: [u8; 4]| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind((std::net::Ipv4Addr::from(from), 0).into()).unwrap();
+            let mut stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+            let text = "GET /couch/status?token=x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+        })
+    };
+    let first: Vec<u16> = (0..8).map(|_| ask([127, 0, 0, 1])).collect();
+    assert!(first[..3].iter().all(|s| *s == 404) && first.contains(&429), "{first:?}");
+    // Another address pays nothing for that.
+    assert_eq!(ask([127, 0, 0, 2]), 404);
+    // Redeems and looks at oneself are counted together.
+    let redeem = house.anybody().post("/couch/redeem", &json!({"code": "inv_x", "name": "ty"}));
+    assert!([404, 429].contains(&redeem.status), "{}", redeem.status);
+}

@@ -121,6 +121,30 @@ fn a_frozen_guest_can_be_killed() {
 }
 
 #[test]
+fn a_guest_whose_machine_ended_by_itself_is_stopped_for_good() {
+    let script = "python3 -m http.server 8080 & sleep 4";
+    let house = House::new(&format!(
+        "[guest]\ncommand = [\"sh\", \"-c\", \"{script}\"]\n[rate_limit]\nper_second = 0\n"
+    ));
+    let guest = house.guest(small());
+    let id = text(&guest, "guestId");
+    let stopped = house.until(id, "stopped");
+    assert!(stopped["stoppedAt"].is_string(), "{stopped}");
+    house.anybody().bearer(text(&guest, "authToken")).get("/couch/status").refused(404, "");
+    let path = format!("/couch/guests/{id}");
+    let said = house.socket().delete(&path).refused(400, "");
+    assert_eq!(said["error"], "guest already stopped");
+    for verb in ["freeze", "thaw"] {
+        house.socket().act(&format!("{path}/{verb}")).refused(400, "");
+    }
+    let list = house.socket().get("/couch/guests?status=stopped").expect(200);
+    assert_eq!(list["guests"][0]["id"], id);
+    wait_until("nothing of it is left", Duration::from_secs(10), || {
+        house.machine_processes().is_empty()
+    });
+}
+
+#[test]
 fn a_guest_past_its_time_is_gone_though_nobody_looks() {
     const SECONDS: f64 = 20.0;
     let house = House::new(SLEEPING);

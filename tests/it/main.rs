@@ -4,12 +4,15 @@
 // Tests fail where they stand.
 #![allow(clippy::unwrap_used)]
 
+mod channel;
+mod cli;
 mod couch;
 mod crash;
 mod doors;
 mod guest;
 mod host;
 mod hostile;
+mod many;
 mod spares;
 mod tidy;
 mod tree;

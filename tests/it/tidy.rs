@@ -10,7 +10,7 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
     ("aegisd", &["aegis-rules", "aegis-wire"]),
@@ -19,23 +19,25 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("aegis-mcp-guest", &["aegis-wire"]),
     ("aegis-cli", &["aegis-wire"]),
     ("aegis-tests", &["aegis-wire"]),
+    ("aegis-hostile", &["aegis-wire"]),
     ("aegis-bench", &["aegis-wire", "aegis-tests"]),
 ];
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 12] = [
     ("doors", &["app", "config", "keys"]),
     ("broker", &["app", "keys", "lifecycle", "tokens"]),
     ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router", "tokens"]),
     ("lifecycle", &["config", "ctx", "keys", "ledger", "router", "tokens"]),
     ("router", &["ctx", "keys", "lifecycle"]),
     ("ledger", &["keys"]),
-    ("ctx", &["clock", "config", "keys", "ledger"]),
+    ("ctx", &["clock", "config", "keys", "ledger", "watch"]),
     ("config", &[]),
     ("keys", &["tokens"]),
     ("tokens", &[]),
     ("clock", &[]),
+    ("watch", &[]),
 ];
 
 /// Modules of `aegis-wire` that a room may not name: HTTP shapes belong to the doors.

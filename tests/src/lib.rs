@@ -44,6 +44,11 @@ pub fn assets() -> PathBuf {
     given("AEGIS_TEST_ASSETS")
 }
 
+/// Directory of the harness that turns against its host.
+pub fn hostile() -> PathBuf {
+    given("AEGIS_TEST_HOSTILE")
+}
+
 /// Looks until `look` finds something; fails with `what` after `deadline`.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + deadline;

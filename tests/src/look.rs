@@ -41,6 +41,13 @@ impl Process {
     }
 }
 
+/// The largest resident set that a process ever had, KiB; `None` when it is gone.
+pub fn peak_kb(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// All processes but zombies.
 pub fn processes() -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();

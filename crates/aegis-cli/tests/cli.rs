@@ -278,7 +278,7 @@ fn a_kit_becomes_a_machine_and_its_children_stand_below_it() {
     let asked = daemon.asked();
     assert_eq!(
         asked[0].body,
-        json!({ "handle": "bot", "image_ref": "base", "command": ["bot"],
+        json!({ "kit": "bot", "handle": "bot", "image_ref": "base", "command": ["bot"],
             "capabilities": { "spawn": true } })
     );
     assert!(asked[2].line.contains("/v1/instances?state=running&parent_id=bot"));

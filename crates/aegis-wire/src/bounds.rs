@@ -11,6 +11,9 @@ pub const WORKER_GENERATION: u32 = 1;
 pub const FRAME_PAYLOAD_MAX: usize = 32 * 1024;
 /// Largest JSON-RPC message or stream head, bytes (contracts/aegis.md 5).
 pub const RPC_MESSAGE_MAX: usize = 1024 * 1024;
+/// JSON values of one message from a machine: more than any of them needs, and no more than a few
+/// megabytes in memory.
+pub const RPC_VALUES_MAX: usize = 16 * 1024;
 /// Largest JSON line on a worker's socket, bytes: a launch with env and command fits.
 pub const WORKER_LINE_MAX: usize = 2 * 1024 * 1024;
 /// JSON-RPC requests in flight per direction and machine (contracts/aegis.md 5).

@@ -14,6 +14,10 @@ use crate::lines;
 use crate::logs::{self, Log, Output, Recorder};
 use crate::relay::{self, Relay, Session};
 
+/// Longest reason of a machine's own that is told, bytes: the last line is a short one, also when
+/// every byte of it must be escaped.
+const REASON_MAX: usize = 512;
+
 /// Whoever wants to see an exec's output, as long as they want.
 pub struct Asker<W>(Option<W>);
 
@@ -55,7 +59,10 @@ pub async fn run<W: AsyncWrite + Unpin>(
             done.exit_code = Some(exit.code);
             done.error = exit.timed_out.then(|| "its deadline ended it".to_owned());
         }
-        Ok(Some(Err(error))) => done.error = Some(error.message),
+        Ok(Some(Err(mut error))) => {
+            error.message.truncate(error.message.floor_char_boundary(REASON_MAX));
+            done.error = Some(error.message);
+        }
         Ok(None) | Err(_) => done.error = Some("its machine ended first".to_owned()),
     }
     asker.send(&lines::line(&done)?).await;

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -124,6 +125,14 @@ fn end_worker(directory: &Path, deadline: Instant) -> Result<(), String> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         kill_holder(directory, &lock, deadline);
         wait_for_lock(&lock, deadline)?;
+    } else if own::read::<ProcessName>(directory, run_dir::LOCK).is_none() {
+        // Nobody had it ever: a worker that was started a moment ago would end by itself, but what
+        // is still there is not proven gone.
+        for late in late_workers(directory) {
+            if !end(late, deadline) {
+                return Err("a worker that was just started".to_owned());
+            }
+        }
     }
     match std::fs::remove_file(&path) {
         Err(e) if !not_found(&e) => Err(format!("the worker's lock {}: {e}", path.display())),
@@ -141,6 +150,21 @@ fn kill_holder(directory: &Path, lock: &File, deadline: Instant) {
     if let Some(worker) = holder.and_then(ProcessName::of) {
         end(worker, deadline);
     }
+}
+
+/// Workers of this directory, by their words: they wrote nothing down yet.
+fn late_workers(directory: &Path) -> Vec<ProcessName> {
+    let directory = directory.as_os_str().as_bytes();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| {
+        // The name first: should the id be another's when its words are read, this names nobody.
+        let name = ProcessName::of(pid)?;
+        let text = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<&[u8]> = text.split(|byte| *byte == 0).collect();
+        words.windows(2).any(|pair| pair == [b"machine", directory]).then_some(name)
+    })
+    .collect()
 }
 
 /// Waits for the lock in a thread of its own: a lock can't be waited for with a deadline.
@@ -207,6 +231,23 @@ mod tests {
         drop(late);
         assert!(own::RunDir::claim(&ask.run_dir).is_err());
         assert!(reap(&ask).remaining.is_empty(), "again");
+    }
+
+    #[test]
+    fn a_worker_that_did_not_begin_yet_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = ask(dir.path());
+        std::fs::create_dir(&ask.run_dir).unwrap();
+        File::create(ask.run_dir.join("lock")).unwrap();
+        let mut late = std::process::Command::new("sh")
+            .args(["-c", "read line", "sh", "machine"])
+            .arg(&ask.run_dir)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(reap(&ask).remaining.is_empty());
+        let ended = late.try_wait().unwrap();
+        assert!(ended.is_some_and(|status| !status.success()), "{ended:?}");
     }
 
     #[test]

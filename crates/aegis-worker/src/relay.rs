@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_wire::bounds::{IDENTIFY_DEADLINE, STREAMS_MAX};
+use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_VALUES_MAX, STREAMS_MAX};
 use aegis_wire::channel::rpc::{CODE_METHOD, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::channel::{ProcessExit, StreamHead, method};
 use aegis_wire::pipe::mux::{self, Mux, Stream};
@@ -63,6 +63,8 @@ struct FromMachine {
 }
 
 impl Handler for FromMachine {
+    const VALUES_MAX: usize = RPC_VALUES_MAX;
+
     async fn request(&self, method: String, params: Value) -> Result<Value, RpcError> {
         let Some(broker) = &self.broker else {
             return Err(RpcError::new(CODE_METHOD, format!("{method:.40} is not served")));

@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
+use crate::watch::Watch;
 
 /// Shared by all tasks; made once by `main`.
 pub struct Ctx {
@@ -22,6 +23,8 @@ pub struct Ctx {
     pub clock: Clock,
     /// The memory.
     pub ledger: Ledger,
+    /// Follows directories.
+    pub watch: Watch,
     /// Usage of running machines that is newer than the ledger's.
     pub meters: Meters,
 }

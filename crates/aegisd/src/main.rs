@@ -16,6 +16,7 @@ mod ledger;
 mod lifecycle;
 mod router;
 mod tokens;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -135,7 +136,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let home = config.home.clone();
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, meters: Meters::default() });
+    let (meters, watch) = (Meters::default(), watch::Watch::default());
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, meters });
     let router = Router::default();
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
     let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), callers);

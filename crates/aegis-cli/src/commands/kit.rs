@@ -214,7 +214,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             kit.body(),
-            json!({ "image_ref": "base", "command": ["python3", "x"], "env": { "A": "b" },
+            json!({ "kit": "bot", "image_ref": "base", "command": ["python3", "x"], "env": { "A": "b" },
                 "exposes": [8080, { "port": 53, "protocol": "tcp" }], "secrets": ["KEY"],
                 "capabilities": { "spawn": true, "max_children": 2 },
                 "envelope": { "memory_mb": 1024.0 } })

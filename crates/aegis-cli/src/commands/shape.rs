@@ -252,7 +252,10 @@ mod tests {
             json!({ "kit": "bot", "command": ["bot"], "memory_mb": 512, "env": {"A": "flag", "B": "kit"},
                 "capabilities": {"spawn": true, "spawn_depth": 2, "max_children": 1} })
         );
-        assert_eq!(body(Some("name = 'x'"), &[], &["y"]).unwrap(), json!({ "command": ["y"] }));
+        assert_eq!(
+            body(Some("name = 'x'"), &[], &["y"]).unwrap(),
+            json!({ "kit": "x", "command": ["y"] })
+        );
         assert_eq!(body(Some("name = 'x'"), &[], &[]).unwrap_err().exit_code(), 2);
     }
 }

@@ -19,6 +19,10 @@ use crate::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_RATE, Message, RpcEr
 
 /// What this side does when the other calls.
 pub trait Handler: Send + Sync + 'static {
+    /// JSON values of which a message to this side may consist. A byte of JSON can become a hundred
+    /// bytes of memory; who does not trust the other side says how many.
+    const VALUES_MAX: usize = usize::MAX;
+
     /// Answers a request.
     fn request(
         &self,
@@ -204,7 +208,11 @@ impl<H: Handler> Reader<H> {
 
     async fn read_all<R: AsyncRead + Unpin>(&self, read: &mut R) -> io::Result<()> {
         while let Some(body) = read_frame(read).await? {
-            let Ok(message) = serde_json::from_slice::<Message>(&body) else {
+            let message = match values(&body) <= H::VALUES_MAX {
+                true => serde_json::from_slice::<Message>(&body).ok(),
+                false => None,
+            };
+            let Some(message) = message else {
                 let error = RpcError::new(CODE_INVALID, "not a JSON-RPC 2.0 message");
                 self.send(Message { id: None, ..Message::answer(0, Err(error)) });
                 continue;
@@ -256,6 +264,22 @@ impl<H: Handler> Reader<H> {
             let _ = out.try_send(message);
         }
     }
+}
+
+/// How many values a JSON text holds at most: each begins the text, or follows a bracket, a colon or
+/// a comma that is in no string.
+pub(super) fn values(text: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' | b':' | b',' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// A handler for a side that is never called.

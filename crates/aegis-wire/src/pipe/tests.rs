@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::peer::{CallError, Handler, NoCalls, Peer};
+use super::peer::{CallError, Handler, NoCalls, Peer, values};
 use super::session::{Ended, Pipe, SESSION_BUFFER};
 use super::{mux, read_message, write_message};
 use crate::channel::StreamHead;
@@ -105,4 +105,41 @@ async fn sessions_come_and_go_over_one_pipe() {
             ended = pipe.carry(epoch, app) => panic!("the session ended: {ended:?}"),
         }
     }
+}
+
+/// An echo for somebody who is not trusted.
+struct Wary;
+
+impl Handler for Wary {
+    const VALUES_MAX: usize = 100;
+
+    async fn request(&self, _: String, params: Value) -> Result<Value, RpcError> {
+        Ok(params)
+    }
+
+    fn notification(&self, _: String, _: Value) {}
+}
+
+#[tokio::test]
+async fn a_message_of_too_many_values_is_none() {
+    for (text, count) in [
+        ("1", 1),
+        (r#""[[,,{:\"[[\\""#, 1),
+        ("[]", 2),
+        (r#"{"a":[1,2,"x,y:z"]}"#, 6),
+        (r#"[{"":0},{"":0}]"#, 7),
+    ] {
+        assert_eq!(values(text.as_bytes()), count, "{text}");
+    }
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (asks, _serves) = (Peer::start(ours, NoCalls), Peer::start(theirs, Wary));
+    let call = async |params: Value| {
+        let deadline = Duration::from_millis(200);
+        asks.call::<_, Value>("echo", &params, deadline).await
+    };
+    let long = json!({"text": ",".repeat(100_000)});
+    assert_eq!(call(long.clone()).await.unwrap(), long);
+    let many = call(json!(vec![0; 200])).await;
+    assert!(matches!(many, Err(CallError::Deadline { .. })), "{many:?}");
+    assert_eq!(call(json!([1, 2])).await.unwrap(), json!([1, 2]), "it goes on");
 }

@@ -8,8 +8,6 @@ use aegis_rules::instance::InstanceState;
 use aegis_wire::bounds::{LOG_LINE_MAX, OUTPUT_CHUNK_MAX};
 use aegis_wire::logs::Entry;
 use aegis_wire::words::{InstanceId, Time};
-use futures_util::StreamExt as _;
-use inotify::{Inotify, WatchMask};
 use tokio::sync::mpsc;
 
 use super::{App, Error};
@@ -20,7 +18,10 @@ const FILES: [&str; 2] = ["log.1.ndjson", "log.ndjson"];
 /// One entry as a line: base64 and text of the longest log line, and its names.
 const LINE_MAX: u64 = (4 * LOG_LINE_MAX + OUTPUT_CHUNK_MAX) as u64;
 /// Lines that wait for a slow reader.
-const QUEUE: usize = 256;
+const QUEUE: usize = 8;
+/// Lines are read from a file in batches of about this size, bytes: what a machine logged does not
+/// wait here for a reader that is slow.
+const BATCH: usize = 256 * 1024;
 /// Most entries that `tail` can ask for.
 pub const TAIL_MAX: usize = 100_000;
 
@@ -61,22 +62,11 @@ async fn stream(
     // Watched before the first read, so that nothing falls between.
     let watch = if ask.follow {
         std::fs::create_dir_all(&dir)?;
-        let inotify = Inotify::init()?;
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-        inotify.watches().add(&dir, mask)?;
-        Some(inotify.into_event_stream(vec![0; 4096])?)
+        Some(app.ctx.watch.follow(&dir)?)
     } else {
         None
     };
-    let (first, reading) = (dir.clone(), ask.clone());
-    let (lines, mut tail) = tokio::task::spawn_blocking(move || history(&first, &reading))
-        .await
-        .map_err(io::Error::other)??;
-    for line in lines {
-        if send.send(Ok(line)).await.is_err() {
-            return Ok(());
-        }
-    }
+    let Some(mut tail) = history(&dir, ask, send).await? else { return Ok(()) };
     let Some(mut events) = watch else { return Ok(()) };
     let mut commits = app.ctx.ledger.commits();
     loop {
@@ -86,8 +76,8 @@ async fn stream(
             .read(|f| f.instance(id))?
             .is_some_and(|i| !matches!(i.state, InstanceState::Stopped | InstanceState::Gone));
         // Looked at after the state: what was written before the end is still read.
-        for line in tail.more(ask)? {
-            if send.send(Ok(line)).await.is_err() {
+        while let Some(lines) = tail.more(ask)? {
+            if !pass_on(lines, send).await {
                 return Ok(());
             }
         }
@@ -95,28 +85,62 @@ async fn stream(
             return Ok(());
         }
         tokio::select! {
-            event = events.next() => if event.is_none() { return Ok(()) },
+            () = events.changed() => {}
             changed = commits.changed() => if changed.is_err() { return Ok(()) },
             () = send.closed() => return Ok(()),
         }
     }
 }
 
-/// What is there already, and where to go on.
-fn history(dir: &Path, ask: &Ask) -> io::Result<(Vec<String>, Tail)> {
-    let mut lines = std::collections::VecDeque::new();
-    let mut tail = Tail { path: dir.join(FILES[1]), file: None, rest: Vec::new() };
-    for name in FILES {
-        let mut part = Tail { path: dir.join(name), file: None, rest: Vec::new() };
-        for line in part.more(ask)? {
-            lines.push_back(line);
-            if ask.tail.is_some_and(|n| lines.len() > n) {
-                lines.pop_front();
+/// Sends what is there already, and gives where to go on; `None` when the reader left.
+async fn history(
+    dir: &Path,
+    ask: &Ask,
+    send: &mpsc::Sender<io::Result<String>>,
+) -> io::Result<Option<Tail>> {
+    // Both as they are now, the newer one first: a rotation in between shows one file twice.
+    let mut tail = Tail::up_to_now(dir.join(FILES[1]))?;
+    let mut older = Tail::up_to_now(dir.join(FILES[0]))?;
+    let twice = older.inode()? == tail.inode()?;
+    let mut skip = 0;
+    if let Some(most) = ask.tail {
+        // Counted first and read again: a slow reader's lines wait in the file, not here.
+        for part in [Some(&mut older).filter(|_| !twice), Some(&mut tail)].into_iter().flatten() {
+            let whole = part.left;
+            while let Some(lines) = part.more(ask)? {
+                skip += lines.len();
+                tokio::task::yield_now().await;
+            }
+            part.rewind(whole)?;
+        }
+        skip = skip.saturating_sub(most);
+    }
+    for part in [Some(&mut older).filter(|_| !twice), Some(&mut tail)].into_iter().flatten() {
+        while let Some(mut lines) = part.more(ask)? {
+            let skipped = skip.min(lines.len());
+            skip -= skipped;
+            if !pass_on(lines.drain(skipped..), send).await {
+                return Ok(None);
             }
         }
-        tail = part;
     }
-    Ok((lines.into(), tail))
+    tail.left = None;
+    Ok(Some(tail))
+}
+
+/// Sends lines as fast as the reader takes them; false when it left.
+async fn pass_on(
+    lines: impl IntoIterator<Item = String>,
+    send: &mpsc::Sender<io::Result<String>>,
+) -> bool {
+    for line in lines {
+        if send.send(Ok(line)).await.is_err() {
+            return false;
+        }
+    }
+    // Where nothing matches, nothing is waited for: others want their turn too.
+    tokio::task::yield_now().await;
+    true
 }
 
 /// A log file that grows and is rotated.
@@ -124,36 +148,79 @@ struct Tail {
     path: PathBuf,
     file: Option<BufReader<File>>,
     rest: Vec<u8>,
+    /// Bytes up to where it is read; without it, as far as it grows, and over rotations.
+    left: Option<u64>,
 }
 
 impl Tail {
-    /// Whole lines that match, as far as they are written.
-    fn more(&mut self, ask: &Ask) -> io::Result<Vec<String>> {
-        let mut out = Vec::new();
+    /// What is written of it now, which may be nothing.
+    fn up_to_now(path: PathBuf) -> io::Result<Tail> {
+        let file = match File::open(&path) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let left = file.as_ref().map(File::metadata).transpose()?.map_or(0, |meta| meta.len());
+        Ok(Tail { path, file: file.map(BufReader::new), rest: Vec::new(), left: Some(left) })
+    }
+
+    fn inode(&self) -> io::Result<Option<u64>> {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = self.file.as_ref().map(|f| f.get_ref().metadata()).transpose()?;
+        Ok(meta.map(|meta| meta.ino()))
+    }
+
+    /// Begins again, up to the same place.
+    fn rewind(&mut self, left: Option<u64>) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.seek(SeekFrom::Start(0))?;
+        }
+        self.rest.clear();
+        self.left = left;
+        Ok(())
+    }
+
+    /// What matches of the next whole lines, about [`BATCH`] bytes of them; `None` when all that is
+    /// written was read.
+    fn more(&mut self, ask: &Ask) -> io::Result<Option<Vec<String>>> {
+        let (mut out, mut size) = (Vec::new(), 0);
         loop {
+            if self.left == Some(0) {
+                return Ok((size > 0).then_some(out));
+            }
             if self.file.is_none() {
                 match File::open(&self.path) {
                     Ok(file) => self.file = Some(BufReader::new(file)),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(out),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                        return Ok((size > 0).then_some(out));
+                    }
                     Err(e) => return Err(e),
                 }
             }
             if let Some(file) = &mut self.file {
                 loop {
-                    let n = file.by_ref().take(LINE_MAX).read_until(b'\n', &mut self.rest)?;
+                    let most = self.left.map_or(LINE_MAX, |left| left.min(LINE_MAX));
+                    let n = file.by_ref().take(most).read_until(b'\n', &mut self.rest)?;
+                    if let Some(left) = &mut self.left {
+                        *left -= n as u64;
+                    }
                     if n == 0 {
                         break;
                     }
                     if self.rest.last() == Some(&b'\n') {
                         let line = std::mem::take(&mut self.rest);
+                        size += line.len();
                         out.extend(matching(&line, ask));
+                        if size >= BATCH {
+                            return Ok(Some(out));
+                        }
                     } else if self.rest.len() as u64 > LINE_MAX {
                         self.rest.clear();
                     }
                 }
             }
-            if !self.rotated()? {
-                return Ok(out);
+            if self.left.is_some() || !self.rotated()? {
+                return Ok((size > 0).then_some(out));
             }
             self.file = None;
             self.rest.clear();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aegis_wire::bounds::PAGE_MAX;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, FromRequestParts, Query, Request, State as Extract};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State as Extract};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
@@ -157,10 +157,20 @@ async fn read(body: Body, max: usize) -> Result<Bytes, Failure> {
 pub(super) struct ListQuery {
     pub(super) status: Option<String>,
     limit: Option<String>,
-    pub(super) cursor: Option<String>,
+    cursor: Option<String>,
 }
 
 impl ListQuery {
+    /// After which row: an id, as the page before named it.
+    pub(super) fn cursor<I: std::str::FromStr>(&self) -> Result<Option<&str>, Failure> {
+        match &self.cursor {
+            Some(text) if text.parse::<I>().is_err() => {
+                Err(bad_query("cursor", "the nextCursor of an earlier page"))
+            }
+            cursor => Ok(cursor.as_deref()),
+        }
+    }
+
     /// How many rows: all that a page may have, or fewer.
     pub(super) fn limit(&self) -> Result<usize, Failure> {
         match &self.limit {
@@ -170,6 +180,21 @@ impl ListQuery {
                 _ => Err(bad_query("limit", &format!("a whole number from 1 to {PAGE_MAX}"))),
             },
         }
+    }
+}
+
+/// The name in a path, or several; what is no text is not found, as JSON.
+pub(super) struct Named<T = String>(pub(super) T);
+
+impl<T: serde::de::DeserializeOwned + Send> FromRequestParts<State> for Named<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Named<T>, Failure> {
+        let Ok(Path(name)) = Path::<T>::from_request_parts(parts, state).await else {
+            let code = "unknown_route";
+            return Err(Failure::new(StatusCode::NOT_FOUND, code, "the path is no text"));
+        };
+        Ok(Named(name))
     }
 }
 

@@ -9,7 +9,7 @@ use aegis_wire::couch::{
     UsageShape,
 };
 use aegis_wire::words::{GuestId, InviteId};
-use axum::extract::{Path, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::State;
 use super::answer::Failure;
-use super::ask::{HostAuth, JsonBody, ListQuery, Params, bad_query, bearer, rate_limited};
+use super::ask::{HostAuth, JsonBody, ListQuery, Named, Params, bad_query, bearer, rate_limited};
 use crate::app::{self, Public};
 
 type Body = JsonBody<COUCH_BODY_MAX>;
@@ -115,8 +115,8 @@ async fn invites(
                 .ok_or_else(|| bad_query("status", "active, redeemed, revoked or expired"))?,
         ),
     };
-    let page =
-        app::couch::invites(host, &state.app, status, query.cursor.as_deref(), query.limit()?)?;
+    let after = query.cursor::<InviteId>()?;
+    let page = app::couch::invites(host, &state.app, status, after, query.limit()?)?;
     let rows: Vec<_> = page.rows.iter().map(|i| invite_shape(&state, i)).collect();
     Ok(list("invites", json!(rows), rows.len(), page.next))
 }
@@ -132,7 +132,7 @@ fn list(name: &str, rows: Value, count: usize, next: Option<String>) -> Response
 async fn revoke_invite(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer {
     let id: InviteId =
         id.parse().map_err(|_| Refusal::new(Code::InviteNotFound, "invite not found"))?;
@@ -155,8 +155,8 @@ async fn guests(
             bad_query("status", "provisioning, running, frozen, stopped, expired or revoked")
         })?),
     };
-    let page =
-        app::couch::guests(host, &state.app, status, query.cursor.as_deref(), query.limit()?)?;
+    let after = query.cursor::<GuestId>()?;
+    let page = app::couch::guests(host, &state.app, status, after, query.limit()?)?;
     let now = state.app.ctx.now();
     let rows: Vec<_> = page.rows.iter().map(|m| GuestShape::new(&m.guest, &m.usage, now)).collect();
     Ok(list("guests", json!(rows), rows.len(), page.next))
@@ -169,7 +169,7 @@ fn status_of(state: &State, found: &app::couch::Metered) -> Response {
 async fn guest_status(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer {
     let found = app::couch::guest(host, &state.app, &guest_id(&id)?)?;
     Ok(status_of(&state, &found))
@@ -178,7 +178,7 @@ async fn guest_status(
 async fn activate(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
     Body { 0: body }: Body,
 ) -> Answer {
     let (vm_id, endpoint) = wire::activate(&body)?;
@@ -190,7 +190,7 @@ async fn activate(
 async fn report_usage(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
     Body { 0: body }: Body,
 ) -> Answer {
     let asked = wire::usage(&body)?;
@@ -201,7 +201,7 @@ async fn report_usage(
 async fn freeze(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer {
     let found = app::couch::freeze(host, &state.app, guest_id(&id)?).await?;
     Ok(status_of(&state, &found))
@@ -210,7 +210,7 @@ async fn freeze(
 async fn thaw(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer {
     let found = app::couch::thaw(host, &state.app, guest_id(&id)?).await?;
     Ok(status_of(&state, &found))
@@ -219,7 +219,7 @@ async fn thaw(
 async fn kill(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Answer {
     let guest = app::kill::kill(host, &state.app, guest_id(&id)?).await?;
     let proven = guest.receipt.is_some();

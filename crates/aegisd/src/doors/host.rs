@@ -10,7 +10,7 @@ use aegis_wire::host::{
     StatusWord, body,
 };
 use aegis_wire::words::{Port, Time, Tree};
-use axum::extract::{Path, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Failure;
-use super::ask::{HostAuth, JsonBody, Params, bad_query};
+use super::ask::{HostAuth, JsonBody, Named, Params, bad_query};
 use super::{State, stream};
 use crate::app::instances::{self, Created as Made};
 use crate::app::{self, audit, logs, ports};
@@ -140,7 +140,7 @@ async fn list(
 async fn info(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer {
     let instance = instances::find(host, &state.app, &name)?;
     Ok(Json(instances::full_shape(&state.app, &instance)?).into_response())
@@ -158,56 +158,44 @@ async fn act(state: State, host: HostAuth, name: &str, verb: Verb) -> Answer {
     Ok(Json(StatusWord { status: word.to_owned() }).into_response())
 }
 
-async fn start(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+async fn start(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Start).await
 }
 
-async fn stop(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+async fn stop(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Stop).await
 }
 
 async fn restart(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer {
     instances::act(host, &state.app, &name, Verb::Stop).await?;
     instances::act(host, &state.app, &name, Verb::Start).await?;
     Ok(Json(StatusWord { status: "restarting".to_owned() }).into_response())
 }
 
-async fn disable(
-    Extract(state): Extract<State>,
-    host: HostAuth,
-    Path(name): Path<String>,
-) -> Answer {
+async fn disable(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Disable).await
 }
 
-async fn pause(Extract(state): Extract<State>, host: HostAuth, Path(name): Path<String>) -> Answer {
+async fn pause(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Pause).await
 }
 
-async fn resume(
-    Extract(state): Extract<State>,
-    host: HostAuth,
-    Path(name): Path<String>,
-) -> Answer {
+async fn resume(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Resume).await
 }
 
-async fn remove(
-    Extract(state): Extract<State>,
-    host: HostAuth,
-    Path(name): Path<String>,
-) -> Answer {
+async fn remove(Extract(state): Extract<State>, host: HostAuth, Named(name): Named) -> Answer {
     act(state, host, &name, Verb::Delete).await
 }
 
 async fn exec(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
     JsonBody(value): Body,
 ) -> Answer {
     let start = body::<ExecBody>(value)?.parse()?;
@@ -226,7 +214,7 @@ struct LogsQuery {
 async fn read_logs(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
     Params(query): Params<LogsQuery>,
 ) -> Answer {
     let ask = logs::Ask {
@@ -259,7 +247,7 @@ async fn read_logs(
 async fn envelope(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Answer {
     let instance = instances::find(host, &state.app, &name)?;
     Ok(Json(instances::full_shape(&state.app, &instance)?.envelope).into_response())
@@ -268,7 +256,7 @@ async fn envelope(
 async fn expose(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path(name): Path<String>,
+    Named(name): Named,
     JsonBody(value): Body,
 ) -> Answer {
     let ask = body::<ExposeBody>(value)?.parse()?;
@@ -278,7 +266,7 @@ async fn expose(
 async fn unexpose(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
-    Path((name, port)): Path<(String, String)>,
+    Named((name, port)): Named<(String, String)>,
 ) -> Answer {
     let port = port.parse::<u64>().ok().and_then(|n| Port::try_from(n).ok());
     let port = port.ok_or_else(|| Refusal::field("guest_port", "a port from 1 to 65535"))?;
