@@ -19,8 +19,8 @@ export AEGIS_TEST_HOSTILE  ?= $(abspath $(dir $(HOSTILE)))
 build: tools
 	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-worker
 	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness -p aegis-mcp-guest
-	install -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-worker
-	install -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness $(TARGET)/harness/$(TRIPLE)/harness/aegis-mcp-guest
+	install -C -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-worker
+	install -C -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness $(TARGET)/harness/$(TRIPLE)/harness/aegis-mcp-guest
 
 hostile:
 	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-hostile

@@ -100,7 +100,7 @@ pub enum Command {
     Mcp(mcp::McpCommand),
     /// Print a completion script
     #[command(
-        after_help = "Example:\n  aegis completion bash > ~/.local/share/bash-completion/completions/aegis"
+        after_help = "Example:\n  mkdir -p ~/.local/share/bash-completion/completions\n  aegis completion bash > ~/.local/share/bash-completion/completions/aegis"
     )]
     Completion {
         /// bash, zsh, fish, elvish or powershell

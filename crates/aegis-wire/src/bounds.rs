@@ -65,7 +65,7 @@ pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
 /// From connect to the first answer of a harness in a clone.
 pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
 /// Cold boot of a golden machine, up to its quiesced state.
-pub const GOLDEN_DEADLINE: Duration = Duration::from_secs(90);
+pub const GOLDEN_DEADLINE: Duration = Duration::from_secs(240);
 /// One ordinary JSON-RPC call on the channel.
 pub const RPC_DEADLINE: Duration = Duration::from_secs(15);
 /// Head of a guest API request, also on an idle connection; and its body.

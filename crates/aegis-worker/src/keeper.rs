@@ -1,7 +1,7 @@
 //! `aegis-worker keeper`: holds one golden snapshot in memory and hands it to workers.
 //!
-//! It outlives whoever started it. It ends when its directory or its socket is removed, or when it
-//! is told to quit.
+//! It outlives whoever started it. It ends when its directory or its socket is removed, when it is
+//! told to quit, or when nobody wanted its snapshot for long: the next one loads what is stored.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt as _, BufReader, Interest};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 use crate::golden::{self, KeeperSaid, Place};
 use crate::snapshot::{self, Snapshot};
@@ -36,6 +37,10 @@ const LEASES_MAX: usize = 800;
 const GROWTH_MAX: u64 = 16 << 20;
 /// An asker says what it wants at once.
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
+/// A snapshot that nobody has is held in memory for so long.
+const UNUSED_MAX: Duration = Duration::from_secs(3600);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Longest line that an asker says, bytes.
 const ASK_MAX: usize = 256;
 
@@ -121,6 +126,7 @@ async fn serve(
     let quit = Arc::new(Notify::new());
     let askers = Arc::new(Semaphore::new(ASKERS_MAX));
     let leases = Leases::new(snapshot)?;
+    let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         if !directory.join(SOCKET).exists() {
             return Ok(());
@@ -143,6 +149,11 @@ async fn serve(
                 let mut events = inotify::Reader::new(watch.get_ref(), &mut space);
                 while events.next().is_ok() {}
                 ready?.clear_ready();
+            }
+            _ = looks.tick() => {
+                if leases.unused_for() > UNUSED_MAX {
+                    quit.notify_one();
+                }
             }
             () = quit.notified() => {
                 let _ = std::fs::remove_file(directory.join(SOCKET));
@@ -175,12 +186,15 @@ struct Inner {
     held: usize,
     /// Somebody has it who is not counted.
     uncounted: bool,
+    /// When it was given back last.
+    unused_since: Instant,
 }
 
 impl Leases {
     fn new(snapshot: Arc<Snapshot>) -> io::Result<Arc<Leases>> {
         let fresh = snapshot.allocated()?;
-        let inner = Mutex::new(Inner { snapshot, held: 0, uncounted: false });
+        let inner =
+            Mutex::new(Inner { snapshot, held: 0, uncounted: false, unused_since: Instant::now() });
         Ok(Arc::new(Leases { inner, fresh }))
     }
 
@@ -201,10 +215,20 @@ impl Leases {
         }
         let mut inner = self.lock();
         inner.held -= 1;
+        inner.unused_since = Instant::now();
         inner.uncounted |= !counted;
         if inner.held == 0 && !inner.uncounted {
             self.tidy(&mut inner);
         }
+    }
+
+    /// How long nobody has had it; zero while somebody has, or may have.
+    fn unused_for(&self) -> Duration {
+        let inner = self.lock();
+        if inner.held > 0 || inner.uncounted {
+            return Duration::ZERO;
+        }
+        inner.unused_since.elapsed()
     }
 
     fn tidy(&self, inner: &mut Inner) {

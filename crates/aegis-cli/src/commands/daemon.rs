@@ -1,8 +1,9 @@
 //! `up`, `down`, `status`: the daemon itself.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -24,6 +25,8 @@ use crate::output::{Work, fields, plain, say};
 const UP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long it may take to end: it drains its connections first.
 const DOWN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a snapshot's keeper may take to end.
+const KEEPER_DEADLINE: Duration = Duration::from_secs(2);
 /// Bytes of the log that a failed start repeats at most.
 const LOG_TAIL: u64 = 4096;
 /// Name of the daemon's program and process.
@@ -91,6 +94,9 @@ pub async fn up(ask: &Ask, args: UpArgs) -> Result<()> {
         return Err(Failure::because("cannot become aegisd", command.exec()));
     }
     start(ask, command).await?;
+    if !rustix::process::geteuid().is_root() {
+        say("aegisd does not run as root: see `aegis doctor` for what machines lack without it");
+    }
     let status = ask.client.get("/v1/status").await?;
     answer_up(ask, &status)
 }
@@ -269,7 +275,26 @@ pub async fn down(ask: &Ask, args: DownArgs) -> Result<()> {
         .fix(format!("look at {}", ask.home.daemon_log().display())));
     }
     work.done("ended");
+    if args.all {
+        quit_keepers(&ask.home.root().join("golden"));
+    }
     ask.format.answer(&json!({ "running": false, "stopped": stopped }), String::new)
+}
+
+/// Gives back the memory of snapshots: their keepers hold it beyond the daemon's end, for machines
+/// that go on. The snapshots stay on disk.
+fn quit_keepers(golden: &Path) {
+    for entry in fs::read_dir(golden).into_iter().flatten().flatten() {
+        let Ok(at) = File::open(entry.path()) else { continue };
+        // By the directory's descriptor: a socket's own path may have no more than 107 bytes.
+        let path = format!("/proc/self/fd/{}/keeper.sock", at.as_raw_fd());
+        let Ok(mut keeper) = UnixStream::connect(path) else { continue };
+        // It answers by its end; one that does not keeps its snapshot.
+        let asked = keeper.set_read_timeout(Some(KEEPER_DEADLINE));
+        if asked.and_then(|()| keeper.write_all(b"{\"op\":\"quit\"}\n")).is_ok() {
+            let _ = keeper.read(&mut [0; 1]);
+        }
+    }
 }
 
 async fn stop_all(ask: &Ask) -> Result<Vec<String>> {

@@ -118,6 +118,7 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
+            super::check_image(&config, "image_ref", &spec.image)?;
             let need = Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() };
             capacity::admit(&config.capacity, &facts.held()?, &need)?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);

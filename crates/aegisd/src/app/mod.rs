@@ -14,8 +14,9 @@ use std::io;
 use std::sync::Arc;
 
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::words::Time;
+use aegis_wire::words::{ImageRef, Time};
 
+use crate::config::Config;
 use crate::ctx::Shared;
 use crate::ledger::{self, WriteError};
 use crate::lifecycle::{Lifecycle, WorkerError};
@@ -41,6 +42,29 @@ impl Host {
     pub fn authenticated() -> Host {
         Host(())
     }
+}
+
+/// Most names of images that a refusal lists.
+const IMAGES_NAMED: usize = 10;
+
+/// Refuses an image that this host does not have: who asks now can still choose another.
+fn check_image(config: &Config, field: &str, image: &ImageRef) -> Result<(), Refusal> {
+    let images = config.home.join("images");
+    let there = |name: &str| images.join(name).join("base.erofs").exists();
+    if !image.as_str().contains('/') && there(image.as_str()) {
+        return Ok(());
+    }
+    let listed = std::fs::read_dir(&images).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        listed.filter_map(|e| e.file_name().into_string().ok()).filter(|n| there(n)).collect();
+    names.sort();
+    names.truncate(IMAGES_NAMED);
+    let mut refusal = Refusal::field(field, format!("an image of this host: {}", names.join(", ")));
+    refusal.requested = Some(image.to_string());
+    if names.is_empty() {
+        refusal.hint = Some("`aegis setup` makes the image base".to_owned());
+    }
+    Err(refusal)
 }
 
 /// What verbs need.
