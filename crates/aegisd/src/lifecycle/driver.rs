@@ -328,7 +328,9 @@ impl Driver {
 
     /// Waits for a knock or the worker's next word, and records the word.
     async fn wait(&mut self) -> Result<(), WriteError> {
-        let next = [self.renew_at, self.look_at].into_iter().flatten().min();
+        // A machine that stands still takes no token: nothing is due there before it wakes.
+        let renew_at = self.renew_at.filter(|_| self.was == Seen::Running);
+        let next = [renew_at, self.look_at].into_iter().flatten().min();
         let look = next.map_or(LOOK_EVERY, |at| self.ctx().clock.until(at).min(LOOK_EVERY));
         let news = tokio::select! {
             () = self.knock.notified() => return Ok(()),
