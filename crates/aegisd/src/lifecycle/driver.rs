@@ -103,6 +103,9 @@ impl Driver {
     async fn turn(&mut self) -> Result<Turn, WriteError> {
         let Some(instance) = self.record()? else {
             self.lifecycle.inner.router.close(&self.id);
+            self.ctx().meters.forget(&self.id);
+            // Nobody could ask for its logs any more.
+            steps::forget(self.ctx(), &self.id);
             return Ok(Turn::Done);
         };
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);

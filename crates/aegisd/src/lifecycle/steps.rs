@@ -7,7 +7,7 @@ use aegis_wire::bounds::{
     WORKER_GENERATION,
 };
 use aegis_wire::channel::Run;
-use aegis_wire::words::{DurationMs, Usage};
+use aegis_wire::words::{DurationMs, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
 
 use super::pool::Pool;
@@ -155,16 +155,23 @@ pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, Work
         worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
     let frozen_at = frozen.then(|| ctx.now());
     let reaped = reap(ctx, instance, true).await?;
-    if reaped.remaining.is_empty() && instance.guest.is_none() {
-        // The record goes too, so nobody could ask for its logs.
-        let _ = std::fs::remove_dir_all(ctx.instance_dir(&instance.id));
-    }
     Ok(Fact::Destroyed {
         frozen_at,
         usage: reaped.usage.as_ref().map(usage),
         verified: reaped.verified,
         remaining: reaped.remaining,
     })
+}
+
+/// Removes what was kept for a record that is no longer kept: its logs.
+pub(super) fn forget(ctx: &Ctx, id: &InstanceId) {
+    let dir = ctx.instance_dir(id);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(instance = %id, %error, "{} stays", dir.display());
+        }
+        _ => {}
+    }
 }
 
 async fn reap(ctx: &Ctx, instance: &Instance, disk: bool) -> Result<Reaped, WorkerError> {
