@@ -275,8 +275,10 @@ impl Driver {
                 }
             }
             Step::Shutdown => {
+                let suspended =
+                    matches!(self.link.state(), MachineState::Frozen { suspended: true, .. });
                 let done = tokio::select! {
-                    done = steps::shutdown(&ctx, instance) => done,
+                    done = steps::shutdown(&ctx, instance, suspended) => done,
                     () = interrupt => return Ok(Turn::Again),
                 };
                 if let Err(error) = done {

@@ -134,9 +134,16 @@ pub(super) async fn suspend(ctx: &Ctx, instance: &Instance) -> Result<(), Worker
 }
 
 /// Ends the machine in order. What it leaves is cleared by the next step.
-pub(super) async fn shutdown(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+/// One whose memory is on disk wakes before.
+pub(super) async fn shutdown(
+    ctx: &Ctx,
+    instance: &Instance,
+    suspended: bool,
+) -> Result<(), WorkerError> {
     let grace_ms = u64::try_from(GUEST_STOP_GRACE.as_millis()).unwrap_or(u64::MAX);
-    worker::ask(ctx, &instance.id, &Request::Stop { grace_ms }, HOST_STOP_DEADLINE).await.map(drop)
+    let waking = if suspended { SUSPEND_DEADLINE } else { std::time::Duration::ZERO };
+    let deadline = HOST_STOP_DEADLINE + waking;
+    worker::ask(ctx, &instance.id, &Request::Stop { grace_ms }, deadline).await.map(drop)
 }
 
 /// Removes what an ended machine left, but its disk.
