@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aegis_rules::instance::InstanceState;
-use aegis_wire::bounds::{LOG_LINE_MAX, OUTPUT_CHUNK_MAX};
+use aegis_wire::bounds::{LOG_FILE_MAX, LOG_LINE_MAX, OUTPUT_CHUNK_MAX};
 use aegis_wire::logs::Entry;
 use aegis_wire::words::{InstanceId, Time};
 use futures_util::StreamExt as _;
-use inotify::{Inotify, WatchMask};
-use tokio::sync::mpsc;
+use inotify::{EventStream, Inotify, WatchMask};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{App, Error};
 use crate::ctx::InUse;
@@ -20,7 +21,12 @@ const FILES: [&str; 2] = ["log.1.ndjson", "log.ndjson"];
 /// One entry as a line: base64 and text of the longest log line, and its names.
 const LINE_MAX: u64 = (4 * LOG_LINE_MAX + OUTPUT_CHUNK_MAX) as u64;
 /// Lines that wait for a slow reader.
-const QUEUE: usize = 256;
+const QUEUE: usize = 64;
+/// Bytes that are read at a time.
+const READ_AT_ONCE: usize = 256 * 1024;
+/// A host has few watches, and machines may follow logs too: who comes later looks this often.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+static WATCHES: Semaphore = Semaphore::const_new(32);
 /// Most entries that `tail` can ask for.
 pub const TAIL_MAX: usize = 100_000;
 
@@ -59,25 +65,16 @@ async fn stream(
     // Who waits for its next line uses it.
     let _in_use = ask.follow.then(|| InUse::begin(&app.ctx, id));
     // Watched before the first read, so that nothing falls between.
-    let watch = if ask.follow {
-        std::fs::create_dir_all(&dir)?;
-        let inotify = Inotify::init()?;
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
-        inotify.watches().add(&dir, mask)?;
-        Some(inotify.into_event_stream(vec![0; 4096])?)
-    } else {
-        None
+    // Without a watch it is looked at again and again.
+    let place = if ask.follow { WATCHES.try_acquire().ok() } else { None };
+    let mut watch = match place {
+        Some(_) => watch(&dir)?,
+        None => None,
     };
-    let (first, reading) = (dir.clone(), ask.clone());
-    let (lines, mut tail) = tokio::task::spawn_blocking(move || history(&first, &reading))
-        .await
-        .map_err(io::Error::other)??;
-    for line in lines {
-        if send.send(Ok(line)).await.is_err() {
-            return Ok(());
-        }
+    let Some(mut tail) = history(&dir, ask, send).await? else { return Ok(()) };
+    if !ask.follow {
+        return Ok(());
     }
-    let Some(mut events) = watch else { return Ok(()) };
     let mut commits = app.ctx.ledger.commits();
     loop {
         let live = app
@@ -86,37 +83,109 @@ async fn stream(
             .read(|f| f.instance(id))?
             .is_some_and(|i| !matches!(i.state, InstanceState::Stopped | InstanceState::Gone));
         // Looked at after the state: what was written before the end is still read.
-        for line in tail.more(ask)? {
-            if send.send(Ok(line)).await.is_err() {
-                return Ok(());
+        match pour(tail, ask, send, &mut 0).await? {
+            Some((_, true)) if !live => return Ok(()),
+            Some((after, end)) => {
+                tail = after;
+                if !end {
+                    continue;
+                }
             }
+            None => return Ok(()),
         }
-        if !live {
-            return Ok(());
-        }
+        let grown = async {
+            match &mut watch {
+                Some(events) => events.next().await.is_some(),
+                None => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    true
+                }
+            }
+        };
         tokio::select! {
-            event = events.next() => if event.is_none() { return Ok(()) },
+            more = grown => if !more { return Ok(()) },
             changed = commits.changed() => if changed.is_err() { return Ok(()) },
             () = send.closed() => return Ok(()),
         }
     }
 }
 
-/// What is there already, and where to go on.
-fn history(dir: &Path, ask: &Ask) -> io::Result<(Vec<String>, Tail)> {
-    let mut lines = std::collections::VecDeque::new();
-    let mut tail = Tail { path: dir.join(FILES[1]), file: None, rest: Vec::new() };
-    for name in FILES {
-        let mut part = Tail { path: dir.join(name), file: None, rest: Vec::new() };
-        for line in part.more(ask)? {
-            lines.push_back(line);
-            if ask.tail.is_some_and(|n| lines.len() > n) {
-                lines.pop_front();
+/// Events of a directory; none where the host has no more to give.
+fn watch(dir: &Path) -> io::Result<Option<EventStream<Vec<u8>>>> {
+    std::fs::create_dir_all(dir)?;
+    let Ok(inotify) = Inotify::init() else { return Ok(None) };
+    let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+    inotify.watches().add(dir, mask)?;
+    Ok(Some(inotify.into_event_stream(vec![0; 4096])?))
+}
+
+/// Sends what is there already; returns where to go on, unless nobody listens any more.
+async fn history(
+    dir: &Path,
+    ask: &Ask,
+    send: &mpsc::Sender<io::Result<String>>,
+) -> io::Result<Option<Tail>> {
+    let mut skip = 0;
+    if let Some(most) = ask.tail {
+        let mut count = 0_usize;
+        for name in FILES {
+            let mut tail = Tail::of(dir.join(name));
+            for _ in 0..=LOG_FILE_MAX / READ_AT_ONCE as u64 {
+                let (back, lines, end) = some(tail, ask).await?;
+                tail = back;
+                count = count.saturating_add(lines.len());
+                if end {
+                    break;
+                }
             }
         }
-        tail = part;
+        skip = count.saturating_sub(most);
     }
-    Ok((lines.into(), tail))
+    let mut last = Tail::of(dir.join(FILES[1]));
+    for name in FILES {
+        match pour(Tail::of(dir.join(name)), ask, send, &mut skip).await? {
+            Some((tail, _)) => last = tail,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(last))
+}
+
+/// Sends lines, but the first `skip`, of as much as one file has; says whether that was all that is
+/// written. Nothing comes back when nobody listens any more. Only some lines are in memory at a time,
+/// however slowly they are taken.
+async fn pour(
+    mut tail: Tail,
+    ask: &Ask,
+    send: &mpsc::Sender<io::Result<String>>,
+    skip: &mut usize,
+) -> io::Result<Option<(Tail, bool)>> {
+    // A machine that writes faster than it is read makes no history endless.
+    for _ in 0..=LOG_FILE_MAX / READ_AT_ONCE as u64 {
+        let (back, lines, end) = some(tail, ask).await?;
+        tail = back;
+        let skipped = lines.len().min(*skip);
+        *skip -= skipped;
+        for line in lines.into_iter().skip(skipped) {
+            if send.send(Ok(line)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        if end {
+            return Ok(Some((tail, true)));
+        }
+    }
+    Ok(Some((tail, false)))
+}
+
+/// Reads on, away from the tasks that must not wait for a disk.
+async fn some(mut tail: Tail, ask: &Ask) -> io::Result<(Tail, Vec<String>, bool)> {
+    let ask = ask.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let (lines, end) = tail.more(&ask)?;
+        Ok((tail, lines, end))
+    });
+    read.await.map_err(io::Error::other)?
 }
 
 /// A log file that grows and is rotated.
@@ -127,23 +196,33 @@ struct Tail {
 }
 
 impl Tail {
-    /// Whole lines that match, as far as they are written.
-    fn more(&mut self, ask: &Ask) -> io::Result<Vec<String>> {
+    fn of(path: PathBuf) -> Tail {
+        Tail { path, file: None, rest: Vec::new() }
+    }
+
+    /// Whole lines that match, as far as they are written, but only so many at a time; says whether
+    /// these were all.
+    fn more(&mut self, ask: &Ask) -> io::Result<(Vec<String>, bool)> {
         let mut out = Vec::new();
+        let mut read = 0;
         loop {
             if self.file.is_none() {
                 match File::open(&self.path) {
                     Ok(file) => self.file = Some(BufReader::new(file)),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(out),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((out, true)),
                     Err(e) => return Err(e),
                 }
             }
             if let Some(file) = &mut self.file {
                 loop {
+                    if read >= READ_AT_ONCE {
+                        return Ok((out, false));
+                    }
                     let n = file.by_ref().take(LINE_MAX).read_until(b'\n', &mut self.rest)?;
                     if n == 0 {
                         break;
                     }
+                    read += n;
                     if self.rest.last() == Some(&b'\n') {
                         let line = std::mem::take(&mut self.rest);
                         out.extend(matching(&line, ask));
@@ -153,7 +232,7 @@ impl Tail {
                 }
             }
             if !self.rotated()? {
-                return Ok(out);
+                return Ok((out, true));
             }
             self.file = None;
             self.rest.clear();
@@ -185,4 +264,64 @@ fn matching(line: &[u8], ask: &Ask) -> Option<String> {
     let since = ask.since.is_none_or(|since| entry.ts >= since);
     let exec = ask.exec_id.is_none() || entry.exec_id == ask.exec_id;
     (since && exec).then(|| String::from_utf8_lossy(line).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(n: usize) -> String {
+        let instance = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV";
+        serde_json::json!({
+            "ts": "2026-01-01T00:00:00Z", "stream": "stdout", "source": "server",
+            "line": format!("{n} {}", "x".repeat(500)), "instance_id": instance,
+        })
+        .to_string()
+    }
+
+    fn write(dir: &Path, name: &str, lines: std::ops::Range<usize>) {
+        let text: String = lines.map(|n| entry(n) + "\n").collect();
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+
+    async fn read(dir: &Path, ask: &Ask) -> Vec<String> {
+        let (send, mut lines) = mpsc::channel::<io::Result<String>>(QUEUE);
+        let taking = async {
+            let mut out = Vec::new();
+            while let Some(line) = lines.recv().await {
+                out.push(line.unwrap().trim_end().to_owned());
+            }
+            out
+        };
+        let pouring = async move { history(dir, ask, &send).await.unwrap().is_some() };
+        let (all, out) = tokio::join!(pouring, taking);
+        assert!(all);
+        out
+    }
+
+    #[tokio::test]
+    async fn history_is_whole_and_its_tail_too() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(dir.path(), &Ask::default()).await.is_empty());
+        write(dir.path(), FILES[0], 0..3000);
+        write(dir.path(), FILES[1], 3000..4000);
+        let all: Vec<String> = (0..4000).map(entry).collect();
+        assert_eq!(read(dir.path(), &Ask::default()).await, all);
+        for tail in [0, 1, 1000, 1001, 3999, 4000, 9000] {
+            let ask = Ask { tail: Some(tail), ..Ask::default() };
+            assert_eq!(read(dir.path(), &ask).await, all[4000_usize.saturating_sub(tail)..]);
+        }
+    }
+
+    #[tokio::test]
+    async fn little_is_held_for_who_reads_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), FILES[1], 0..4000);
+        let mut tail = Tail::of(dir.path().join(FILES[1]));
+        let (lines, end) = tail.more(&Ask::default()).unwrap();
+        assert!(!end && lines.iter().map(String::len).sum::<usize>() < 2 * READ_AT_ONCE);
+        let (send, lines) = mpsc::channel(QUEUE);
+        drop(lines);
+        assert!(history(dir.path(), &Ask::default(), &send).await.unwrap().is_none());
+    }
 }
