@@ -392,7 +392,7 @@ fn step(world: &mut World, happens: Happens) {
                 children(&world.family, p).filter(|c| c.is_live()).count() >= most as usize
             });
             if let Ok(Asked::Yes(changes)) = asked
-                && !(crowded && matches!(verb, Verb::Start | Verb::Wake))
+                && !(crowded && verb == Verb::Start)
             {
                 world.write(changes);
             }

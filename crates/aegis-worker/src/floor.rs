@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::qemu::{self, Birth, Cage, Parts};
-use crate::qmp::Qmp;
+use crate::qmp::{QMP_DEADLINE, Qmp};
 use crate::{golden, machine, relay, snapshot};
 
 /// What to measure.
@@ -59,7 +59,7 @@ async fn one(
     let mut pipe = Pipe::new(vmm.ctl);
     let death = vmm.child.death();
     let work = async {
-        machine::restore(&qmp, vmm.state_fd, Birth::Clone).await?;
+        machine::restore(&qmp, vmm.state_fd, Birth::Clone, QMP_DEADLINE).await?;
         relay::one_session(&mut pipe, IDENTIFY_DEADLINE, async |session| {
             let _: Health =
                 session.peer.call(method::HEALTH, &Value::Null, IDENTIFY_DEADLINE).await?;

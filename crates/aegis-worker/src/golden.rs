@@ -145,7 +145,14 @@ pub async fn ask_keeper(directory: &Path) -> anyhow::Result<Option<Lease>> {
     match asked.await.context("the keeper of the golden snapshot does not answer")? {
         Ok(snapshot) => Ok(Some(Lease { snapshot, held: stream })),
         // It was about to end when we connected.
-        Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::ConnectionReset
+            ) =>
+        {
             Ok(None)
         }
         Err(e) => Err(e).context("the keeper of the golden snapshot gave nothing"),

@@ -1,7 +1,9 @@
 //! `aegis-worker keeper`: holds one golden snapshot in memory and hands it to workers.
 //!
 //! It outlives whoever started it. It ends when its directory or its socket is removed, when it is
-//! told to quit, or when nobody wanted its snapshot for long: the next one loads what is stored.
+//! told to quit, when nobody wanted its snapshot for long (the next one loads what is stored), or
+//! when nobody has it and the host keeps many: a machine that may spawn chooses the sizes of its
+//! children, and each size is another snapshot.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -9,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aegis_wire::bounds::WORKER_LINE_MAX;
 use aegis_wire::worker::Golden;
@@ -21,7 +23,6 @@ use tokio::io::{AsyncReadExt as _, BufReader, Interest};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
 
 use crate::golden::{self, KeeperSaid, Place};
 use crate::snapshot::{self, Snapshot};
@@ -35,12 +36,14 @@ const ASKERS_MAX: usize = 64;
 const LEASES_MAX: usize = 800;
 /// How much golden memory may grow before it is made new, bytes.
 const GROWTH_MAX: u64 = 16 << 20;
+/// Snapshots that a host keeps though nobody has them.
+const KEPT_MAX: usize = 16;
+/// One more than that is kept so long.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 /// An asker says what it wants at once.
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
 /// A snapshot that nobody has is held in memory for so long.
 const UNUSED_MAX: Duration = Duration::from_secs(3600);
-/// How often that is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Longest line that an asker says, bytes.
 const ASK_MAX: usize = 256;
 
@@ -126,7 +129,7 @@ async fn serve(
     let quit = Arc::new(Notify::new());
     let askers = Arc::new(Semaphore::new(ASKERS_MAX));
     let leases = Leases::new(snapshot)?;
-    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(IDLE_MAX);
     loop {
         if !directory.join(SOCKET).exists() {
             return Ok(());
@@ -150,9 +153,18 @@ async fn serve(
                 while events.next().is_ok() {}
                 ready?.clear_ready();
             }
-            _ = looks.tick() => {
-                if leases.unused_for() > UNUSED_MAX {
+            _ = ticks.tick() => {
+                if leases.idle_for() > UNUSED_MAX {
                     quit.notify_one();
+                }
+                if leases.idle_for() >= IDLE_MAX && too_many(directory) {
+                    // While we listen no other keeper begins here. The manifest first: without it
+                    // there is no snapshot.
+                    for name in snapshot::FILES {
+                        let _ = std::fs::remove_file(directory.join(name));
+                    }
+                    let _ = std::fs::remove_file(directory.join(SOCKET));
+                    return Ok(());
                 }
             }
             () = quit.notified() => {
@@ -161,6 +173,13 @@ async fn serve(
             }
         }
     }
+}
+
+/// Whether there are more snapshots beside this one than are kept for nobody.
+fn too_many(directory: &Path) -> bool {
+    let beside = directory.parent().and_then(|all| std::fs::read_dir(all).ok());
+    let kept = |entry: &std::fs::DirEntry| entry.path().join(SOCKET).exists();
+    beside.is_some_and(|all| all.flatten().filter(kept).count() > KEPT_MAX)
 }
 
 type Permit = tokio::sync::OwnedSemaphorePermit;
@@ -186,15 +205,15 @@ struct Inner {
     held: usize,
     /// Somebody has it who is not counted.
     uncounted: bool,
-    /// When it was given back last.
-    unused_since: Instant,
+    /// When the last one gave it back.
+    idle_since: Instant,
 }
 
 impl Leases {
     fn new(snapshot: Arc<Snapshot>) -> io::Result<Arc<Leases>> {
         let fresh = snapshot.allocated()?;
         let inner =
-            Mutex::new(Inner { snapshot, held: 0, uncounted: false, unused_since: Instant::now() });
+            Mutex::new(Inner { snapshot, held: 0, uncounted: false, idle_since: Instant::now() });
         Ok(Arc::new(Leases { inner, fresh }))
     }
 
@@ -215,20 +234,18 @@ impl Leases {
         }
         let mut inner = self.lock();
         inner.held -= 1;
-        inner.unused_since = Instant::now();
         inner.uncounted |= !counted;
+        inner.idle_since = Instant::now();
         if inner.held == 0 && !inner.uncounted {
             self.tidy(&mut inner);
         }
     }
 
-    /// How long nobody has had it; zero while somebody has, or may have.
-    fn unused_for(&self) -> Duration {
+    /// For how long nobody has had it.
+    fn idle_for(&self) -> Duration {
         let inner = self.lock();
-        if inner.held > 0 || inner.uncounted {
-            return Duration::ZERO;
-        }
-        inner.unused_since.elapsed()
+        let idle = inner.held == 0 && !inner.uncounted;
+        if idle { inner.idle_since.elapsed() } else { Duration::ZERO }
     }
 
     fn tidy(&self, inner: &mut Inner) {
@@ -272,4 +289,20 @@ async fn give(stream: &UnixStream, snapshot: &Snapshot) -> io::Result<()> {
                 .map_err(io::Error::from)
         })
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keepers_beyond_those_that_are_kept_are_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..=KEPT_MAX {
+            let own = dir.path().join(n.to_string());
+            std::fs::create_dir(&own).unwrap();
+            File::create(own.join(SOCKET)).unwrap();
+            assert_eq!(too_many(&own), n >= KEPT_MAX, "{n}");
+        }
+    }
 }

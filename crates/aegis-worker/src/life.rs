@@ -274,7 +274,7 @@ impl Live {
         shared.hold(vmm.child);
         self.books.update(|record| record.qemu = name)?;
         let taken = tokio::select! {
-            taken = suspend::take_over(&engine.qmp, vmm.state_fd) => taken,
+            taken = suspend::take_over(&engine.qmp, vmm.state_fd, &path) => taken,
             () = engine.death.happened() => Err(anyhow::anyhow!("QEMU ended")),
         };
         if let Err(error) = taken {

@@ -204,14 +204,20 @@ impl Prepared<'_> {
             record.qemu = ProcessName::of(pid);
             record.clock = Some(clock);
         })?;
-        alive(death.happened(), restore(&qmp, vmm.state_fd, Birth::Clone)).await?;
+        let restored = restore(&qmp, vmm.state_fd, Birth::Clone, QMP_DEADLINE);
+        alive(death.happened(), restored).await?;
         Ok(Booted { base, bed, death, qmp, relay, frozen, disk })
     }
 }
 
-/// Lets a QEMU that was not started as a golden one take over what was saved; completes when a clone
-/// runs, and when a woken machine is whole.
-pub async fn restore(qmp: &Qmp, state_fd: Option<i32>, birth: Birth) -> anyhow::Result<()> {
+/// Lets a QEMU that was not started as a golden one take over what was saved, within a deadline;
+/// completes when a clone runs, and when a woken machine is whole.
+pub async fn restore(
+    qmp: &Qmp,
+    state_fd: Option<i32>,
+    birth: Birth,
+    deadline: Duration,
+) -> anyhow::Result<()> {
     let state_fd = state_fd.context("nothing was saved")?;
     let capabilities = json!({"capabilities": [
         {"capability": "x-ignore-shared", "state": birth == Birth::Clone},
@@ -232,9 +238,9 @@ pub async fn restore(qmp: &Qmp, state_fd: Option<i32>, birth: Birth) -> anyhow::
         _ => s.resumed,
     };
     let done = seen.wait_for(|s| whole(s) || s.closed || s.migration == "failed");
-    let end = tokio::time::timeout(QMP_DEADLINE, done)
+    let end = tokio::time::timeout(deadline, done)
         .await
-        .with_context(|| format!("it was not whole within {}s", QMP_DEADLINE.as_secs()))??;
+        .with_context(|| format!("it was not whole within {}s", deadline.as_secs()))??;
     anyhow::ensure!(whole(&end), "QEMU could not take over what was saved");
     Ok(())
 }

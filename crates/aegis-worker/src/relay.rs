@@ -195,10 +195,21 @@ async fn sessions(
                 }
                 None => return "the machine is gone".to_owned(),
             },
-            Ok(Err(error)) => return format!("the control channel broke: {error}"),
+            Ok(Err(error)) => match plugged.try_recv() {
+                // It goes on already.
+                Ok(ctl) => {
+                    pipe = Pipe::new(ctl);
+                    continue;
+                }
+                Err(_) => return format!("the control channel broke: {error}"),
+            },
             Err(_) if *frozen.borrow() => {
-                if frozen.wait_for(|frozen| !frozen).await.is_err() {
-                    return "the machine is gone".to_owned();
+                // It may be suspended before it goes on.
+                tokio::select! {
+                    thawed = frozen.wait_for(|frozen| !frozen) => if thawed.is_err() {
+                        return "the machine is gone".to_owned();
+                    },
+                    Some(ctl) = plugged.recv() => pipe = Pipe::new(ctl),
                 }
                 continue;
             }

@@ -75,6 +75,8 @@ struct Manifest {
 const MANIFEST: &str = "snapshot.json";
 const MEMORY: &str = "mem";
 const STATE: &str = "state";
+/// What a stored snapshot consists of; it is none without the first.
+pub const FILES: [&str; 3] = [MANIFEST, MEMORY, STATE];
 
 /// Boots a machine of this shape, lets its harness come up and quiesce, and saves it. A boot that
 /// does not get there is tried once more.

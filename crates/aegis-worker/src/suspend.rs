@@ -5,17 +5,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::pipe::PipeFlags;
 
 use crate::machine::restore;
 use crate::qemu::{self, Birth, Cage, Parts, Shape, Vmm};
-use crate::qmp::Qmp;
+use crate::qmp::{QMP_DEADLINE, Qmp};
 use crate::snapshot;
 
 /// What is saved beside the memory, at most: devices, and the headers of pages.
 const BESIDE_MEMORY_MAX: u64 = 128 << 20;
+/// A busy host reads what was saved at least this fast.
+const WAKE_BYTES_PER_SECOND: u64 = 32 << 20;
 
 /// What a machine wakes with: the files that it was born with, whatever lies at their names now.
 pub struct Bed {
@@ -83,9 +86,15 @@ impl Bed {
     }
 }
 
-/// Lets a process that [`Bed::wake`] started take over; it stands still then.
-pub async fn take_over(qmp: &Qmp, state_fd: Option<i32>) -> anyhow::Result<()> {
-    restore(qmp, state_fd, Birth::Wake).await
+/// Lets a process that [`Bed::wake`] started take over what was saved there; it stands still then.
+pub async fn take_over(qmp: &Qmp, state_fd: Option<i32>, from: &Path) -> anyhow::Result<()> {
+    let saved = std::fs::metadata(from).map_or(0, |meta| meta.len());
+    restore(qmp, state_fd, Birth::Wake, wake_deadline(saved)).await
+}
+
+/// Reading takes its time: what could be saved must never be too large to wake.
+fn wake_deadline(saved_bytes: u64) -> Duration {
+    QMP_DEADLINE + Duration::from_secs(saved_bytes / WAKE_BYTES_PER_SECOND)
 }
 
 fn copy(from: OwnedFd, mut to: File, most: u64) -> io::Result<()> {
@@ -101,6 +110,12 @@ fn copy(from: OwnedFd, mut to: File, most: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_machines_have_the_time_to_wake() {
+        assert_eq!(wake_deadline(0), QMP_DEADLINE);
+        assert!(wake_deadline(64 << 30) > Duration::from_secs(1800));
+    }
 
     #[test]
     fn no_more_is_kept_than_a_machine_can_have() {

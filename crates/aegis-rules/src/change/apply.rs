@@ -88,6 +88,8 @@ impl Instance {
             Change::InstanceRuns { boot_id, at, .. } => {
                 self.state = InstanceState::Running;
                 self.boot_id = Some(boot_id.clone());
+                // Its clock goes on: how long ago it stood still is no part of a later end.
+                self.frozen_at = None;
                 self.attempts = 0;
                 self.retry_at = None;
                 self.last_error = None;
@@ -111,6 +113,7 @@ impl Instance {
             }
             Change::InstanceCleared { usage, stopped, at, .. } => {
                 self.fold(*usage, *at);
+                self.frozen_at = None;
                 if *stopped {
                     self.state = InstanceState::Stopped;
                     self.stopped_at = Some(*at);

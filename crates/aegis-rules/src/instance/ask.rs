@@ -1,6 +1,6 @@
 //! What a host may ask of an instance, as a table: (state, wanted, verb) → yes | already so | no.
 
-use super::{Instance, InstanceState, Wanted, find};
+use super::{Instance, InstanceState, Wanted, children, find};
 use crate::change::Change;
 use crate::envelope::{self, Draw};
 use crate::guest::{self, Guest};
@@ -101,6 +101,9 @@ pub fn ask(
         (Verb::Start | Verb::Wake, Wanted::Stopped) => match instance.state {
             InstanceState::Stopped => {
                 may_start(instance, guest, family, now)?;
+                if verb == Verb::Wake && is_crowded(instance, family) {
+                    return refuse("the instance that spawned it has as many children as it may");
+                }
                 Ok(Asked::Yes(vec![Change::InstanceStarts { id: instance.id.clone(), at: now }]))
             }
             _ => refuse("it is stopping; ask again when it is stopped"),
@@ -164,6 +167,14 @@ fn may_start(
         return Err(no("the instance that spawned it does not run; start that one first"));
     }
     envelope::admit(family, &instance.id, &Draw::of_start(&instance.spec))
+}
+
+/// Whether its parent has as many live children as it may. Only the host may start more.
+fn is_crowded(instance: &Instance, family: &[Instance]) -> bool {
+    instance.parent.as_ref().and_then(|p| find(family, p)).is_some_and(|parent| {
+        let live = children(family, &parent.id).filter(|c| c.is_live() || !c.is_ending()).count();
+        live >= parent.capabilities.max_children as usize
+    })
 }
 
 /// Wants an instance stopped whose envelope's time is over: those that no guest's end covers.

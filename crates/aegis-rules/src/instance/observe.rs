@@ -179,3 +179,52 @@ fn boot_failed(
     }
     changes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::{IdlePolicy, Spec};
+    use crate::words::{CpuMillis, DiskBytes, InstanceId, MemoryMb, Tree};
+
+    #[test]
+    fn an_end_tells_of_no_freeze_that_was_over() {
+        let id: InstanceId = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+        let spec = Spec {
+            handle: None,
+            image: "base".parse().unwrap(),
+            command: vec![],
+            env: std::collections::BTreeMap::new(),
+            cwd: None,
+            cpu: CpuMillis(1000),
+            memory: MemoryMb(256),
+            disk: DiskBytes(1),
+            exposes: vec![],
+            await_port: None,
+            idle_policy: IdlePolicy::Default,
+            authorized_key: None,
+        };
+        let mut instance = Instance::new(id.clone(), Tree::Instance(id), None, None, spec, Time(0));
+        let gone = || Fact::Destroyed {
+            frozen_at: None,
+            verified: vec![],
+            remaining: vec![],
+            usage: None,
+        };
+        let frozen_at = |of: &Instance| match &observe(of, None, &[], gone(), Time(99))[..] {
+            [Change::InstanceDestroyed { end, .. }] => end.frozen_at,
+            other => panic!("{other:?}"),
+        };
+        let mut then = |fact, at| {
+            for change in observe(&instance, None, &[], fact, Time(at)) {
+                instance.apply(&change);
+            }
+            frozen_at(&instance)
+        };
+        let runs = || Fact::Runs { boot_id: "b".to_owned(), endpoint: None };
+        assert_eq!(then(runs(), 1), None);
+        assert_eq!(then(Fact::Froze, 2), Some(Time(2)));
+        assert_eq!(then(runs(), 3), None, "it went on");
+        assert_eq!(then(Fact::Froze, 4), Some(Time(4)));
+        assert_eq!(then(Fact::Cleared { usage: None }, 5), None, "it has no machine");
+    }
+}

@@ -88,6 +88,13 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                     let message = format!("instance {handle} exists and is {}", there.state.word());
                     return Err(Refusal::new(Code::HandleTaken, message).into());
                 }
+                if there.parent.is_some() {
+                    // A machine chose that name: who means an instance of their own gets none of its.
+                    let message = format!("the handle {handle} is taken by {}, a child", there.id);
+                    let refusal = Refusal::new(Code::HandleTaken, message);
+                    let hint = "choose another handle; a stopped child is started by its id";
+                    return Err(refusal.hint(hint).into());
+                }
                 let guest = guest_of(facts, &there)?;
                 let changes = start(facts, &config, &there, guest.as_ref(), now)?;
                 return Ok((changes, (there.id, false)));

@@ -253,3 +253,63 @@ fn matching(line: &[u8], ask: &Ask) -> Option<String> {
     let exec = ask.exec_id.is_none() || entry.exec_id == ask.exec_id;
     (since && exec).then(|| String::from_utf8_lossy(line).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(n: usize) -> String {
+        let instance = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV";
+        serde_json::json!({
+            "ts": "2026-01-01T00:00:00Z", "stream": "stdout", "source": "server",
+            "line": format!("{n} {}", "x".repeat(500)), "instance_id": instance,
+        })
+        .to_string()
+    }
+
+    fn write(dir: &Path, name: &str, lines: std::ops::Range<usize>) {
+        let text: String = lines.map(|n| entry(n) + "\n").collect();
+        std::fs::write(dir.join(name), text).unwrap();
+    }
+
+    async fn read(dir: &Path, ask: &Ask) -> Vec<String> {
+        let (send, mut lines) = mpsc::channel::<io::Result<String>>(QUEUE);
+        let taking = async {
+            let mut out = Vec::new();
+            while let Some(line) = lines.recv().await {
+                out.push(line.unwrap().trim_end().to_owned());
+            }
+            out
+        };
+        let pouring = async move { history(dir, ask, &send).await.unwrap().is_some() };
+        let (all, out) = tokio::join!(pouring, taking);
+        assert!(all);
+        out
+    }
+
+    #[tokio::test]
+    async fn history_is_whole_and_its_tail_too() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(dir.path(), &Ask::default()).await.is_empty());
+        write(dir.path(), FILES[0], 0..3000);
+        write(dir.path(), FILES[1], 3000..4000);
+        let all: Vec<String> = (0..4000).map(entry).collect();
+        assert_eq!(read(dir.path(), &Ask::default()).await, all);
+        for tail in [0, 1, 1000, 1001, 3999, 4000, 9000] {
+            let ask = Ask { tail: Some(tail), ..Ask::default() };
+            assert_eq!(read(dir.path(), &ask).await, all[4000_usize.saturating_sub(tail)..]);
+        }
+    }
+
+    #[tokio::test]
+    async fn little_is_held_for_who_reads_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), FILES[1], 0..4000);
+        let mut tail = Tail::up_to_now(dir.path().join(FILES[1])).unwrap();
+        let lines = tail.more(&Ask::default()).unwrap().unwrap();
+        assert!(lines.iter().map(String::len).sum::<usize>() < 2 * BATCH);
+        let (send, lines) = mpsc::channel(QUEUE);
+        drop(lines);
+        assert!(history(dir.path(), &Ask::default(), &send).await.unwrap().is_none());
+    }
+}

@@ -3,7 +3,7 @@
 //! Every function judges by `rules::authorize` upon facts of the transaction in which it writes, so
 //! that racing calls can't pass a limit together, and a spawn is written whole or not at all.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
 use aegis_rules::capability::WorkspaceAsk;
@@ -117,6 +117,10 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         Some(disk) => disk,
         None => default_disk(caller, app, now)?,
     };
+    let workspace = match create.workspace {
+        Some(given) => Some(WorkspaceAsk { resolved: resolve(caller, &given).await, given }),
+        None => None,
+    };
     let ask = SpawnAsk {
         spec: Spec {
             handle: create.handle,
@@ -133,7 +137,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
             authorized_key: None,
         },
         secrets: create.secrets,
-        workspace: create.workspace.map(|given| WorkspaceAsk { resolved: resolve(&given), given }),
+        workspace,
         capabilities: create.capabilities,
         envelope: create.envelope,
     };
@@ -173,9 +177,14 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     Ok(ChildShape::new(&now, &address(app)))
 }
 
-/// Where links lead, of a path on the host.
-fn resolve(given: &str) -> Option<String> {
-    let real = std::fs::canonicalize(Path::new(given)).ok()?;
+/// Where links lead, of a path on the host; not looked at for who may give no directory away.
+async fn resolve(caller: &Caller, given: &str) -> Option<String> {
+    if caller.claims.cap.allowed_workspaces.is_empty() {
+        return None;
+    }
+    let given = PathBuf::from(given);
+    let real =
+        tokio::task::spawn_blocking(move || std::fs::canonicalize(given)).await.ok()?.ok()?;
     real.into_os_string().into_string().ok()
 }
 

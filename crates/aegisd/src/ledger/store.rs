@@ -76,7 +76,9 @@ pub(super) fn apply(
             if let Some(tree) = apply_one(connection, &facts, &change)? {
                 append(connection, &tree, actor, &change)?;
             }
-            if let Change::InstanceWanted { id, .. } = change {
+            // Of one that is forgotten its driver removes what is left.
+            if let Change::InstanceWanted { id, .. } | Change::InstanceForgotten { id, .. } = change
+            {
                 touched.push(id);
             }
         }

@@ -8,6 +8,7 @@ use aegis_wire::worker::{Event, Reap, Request};
 use anyhow::Context as _;
 
 use super::{Lifecycle, steps, worker};
+use crate::ctx::Ctx;
 
 /// Gives every instance its driver, and destroys machines without a record: a record is written
 /// before its machine is made, so one without it can only be left over.
@@ -36,6 +37,7 @@ pub(super) async fn adopt(lifecycle: &Lifecycle) -> anyhow::Result<()> {
             Err(error) => tracing::error!(instance = %id, %error, "orphan"),
         }
     }
+    forget_logs(ctx)?;
     for instance in &instances {
         // Counts must not go down while the driver is on its way: ask the living workers first.
         if instance.is_live()
@@ -52,6 +54,20 @@ pub(super) async fn adopt(lifecycle: &Lifecycle) -> anyhow::Result<()> {
             let _ = tokio::time::timeout(std::time::Duration::from_millis(200), first).await;
         }
         lifecycle.knock(&instance.id);
+    }
+    Ok(())
+}
+
+/// Removes logs whose record went when the daemon did. A disk is nobody's to remove here.
+fn forget_logs(ctx: &Ctx) -> anyhow::Result<()> {
+    let Ok(entries) = std::fs::read_dir(ctx.config.home.join("instances")) else { return Ok(()) };
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some(id) = name.to_str().and_then(|n| n.parse::<InstanceId>().ok()) else { continue };
+        let has_disk = ctx.instance_dir(&id).join("disk.img").exists();
+        if !has_disk && ctx.ledger.read(|f| f.instance(&id))?.is_none() {
+            steps::forget(ctx, &id);
+        }
     }
     Ok(())
 }

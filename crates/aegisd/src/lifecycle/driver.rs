@@ -103,6 +103,9 @@ impl Driver {
     async fn turn(&mut self) -> Result<Turn, WriteError> {
         let Some(instance) = self.record()? else {
             self.lifecycle.inner.router.close(&self.id);
+            self.ctx().meters.forget(&self.id);
+            // Nobody could ask for its logs any more.
+            steps::forget(self.ctx(), &self.id);
             return Ok(Turn::Done);
         };
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);
@@ -272,8 +275,10 @@ impl Driver {
                 }
             }
             Step::Shutdown => {
+                let suspended =
+                    matches!(self.link.state(), MachineState::Frozen { suspended: true, .. });
                 let done = tokio::select! {
-                    done = steps::shutdown(&ctx, instance) => done,
+                    done = steps::shutdown(&ctx, instance, suspended) => done,
                     () = interrupt => return Ok(Turn::Again),
                 };
                 if let Err(error) = done {
@@ -328,7 +333,9 @@ impl Driver {
 
     /// Waits for a knock or the worker's next word, and records the word.
     async fn wait(&mut self) -> Result<(), WriteError> {
-        let next = [self.renew_at, self.look_at].into_iter().flatten().min();
+        // A machine that stands still takes no token: nothing is due there before it wakes.
+        let renew_at = self.renew_at.filter(|_| self.was == Seen::Running);
+        let next = [renew_at, self.look_at].into_iter().flatten().min();
         let look = next.map_or(LOOK_EVERY, |at| self.ctx().clock.until(at).min(LOOK_EVERY));
         let news = tokio::select! {
             () = self.knock.notified() => return Ok(()),

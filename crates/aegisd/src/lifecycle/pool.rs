@@ -10,6 +10,7 @@
 //! that fails in its hand, is a launch like any other. Spares are made while nobody waits for a
 //! machine, for the shapes that were asked for last.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,8 +50,13 @@ struct Inner {
 struct Shelf {
     golden: Golden,
     disk: DiskBytes,
+    /// What lay at the golden's paths when its spares were made.
+    stamp: Vec<Option<Stamp>>,
     slots: Vec<Slot>,
 }
+
+/// Tells a file from one that took its place.
+type Stamp = (u64, u64, u64, i64, i64);
 
 /// One spare, ready or on its way.
 struct Slot {
@@ -92,16 +98,22 @@ impl Pool {
         if self.inner.ctx.config.machines.spares == 0 {
             return;
         }
+        let stamp =
+            [&golden.qemu, &golden.kernel, &golden.harness, &golden.mcp, &golden.base].map(stamp);
         let given_up = {
             let mut shelves = self.shelves();
             let known = shelves.iter().position(|s| s.golden == golden && s.disk == disk);
-            let shelf = match known {
-                Some(at) => shelves.remove(at),
-                None => Shelf { golden, disk, slots: Vec::new() },
+            let known = known.map(|at| shelves.remove(at));
+            // Spares of an image that was replaced are of no use.
+            let (shelf, stale) = match known {
+                Some(shelf) if shelf.stamp == stamp => (shelf, None),
+                stale => (Shelf { golden, disk, stamp: stamp.into(), slots: Vec::new() }, stale),
             };
             shelves.insert(0, shelf);
             let kept = shelves.len().min(SHAPES_MAX);
-            shelves.split_off(kept)
+            let mut given_up = shelves.split_off(kept);
+            given_up.extend(stale);
+            given_up
         };
         for slot in given_up.into_iter().flat_map(|s| s.slots) {
             tokio::spawn(discard(Arc::clone(&self.inner.ctx), slot));
@@ -237,6 +249,12 @@ async fn reap(ctx: Shared, id: InstanceId) {
     }
 }
 
+fn stamp(path: &PathBuf) -> Option<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
+}
+
 /// Whether the host has memory to spare.
 fn has_room(bytes: u64) -> bool {
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return false };
@@ -251,6 +269,19 @@ fn available(meminfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_replaced_file_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, next) = (dir.path().join("base"), dir.path().join("next"));
+        assert_eq!(super::stamp(&path), None);
+        std::fs::write(&path, b"one").unwrap();
+        let first = super::stamp(&path);
+        assert!(first.is_some() && super::stamp(&path) == first);
+        std::fs::write(&next, b"two").unwrap();
+        std::fs::rename(&next, &path).unwrap();
+        assert_ne!(super::stamp(&path), first);
+    }
+
     #[test]
     fn free_memory_is_read() {
         let text = "MemTotal:       24000000 kB\nMemAvailable:   23000000 kB\n";

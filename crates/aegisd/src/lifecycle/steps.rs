@@ -7,7 +7,7 @@ use aegis_wire::bounds::{
     WORKER_GENERATION,
 };
 use aegis_wire::channel::Run;
-use aegis_wire::words::{DurationMs, Usage};
+use aegis_wire::words::{DurationMs, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
 
 use super::pool::Pool;
@@ -134,9 +134,16 @@ pub(super) async fn suspend(ctx: &Ctx, instance: &Instance) -> Result<(), Worker
 }
 
 /// Ends the machine in order. What it leaves is cleared by the next step.
-pub(super) async fn shutdown(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+/// One whose memory is on disk wakes before.
+pub(super) async fn shutdown(
+    ctx: &Ctx,
+    instance: &Instance,
+    suspended: bool,
+) -> Result<(), WorkerError> {
     let grace_ms = u64::try_from(GUEST_STOP_GRACE.as_millis()).unwrap_or(u64::MAX);
-    worker::ask(ctx, &instance.id, &Request::Stop { grace_ms }, HOST_STOP_DEADLINE).await.map(drop)
+    let waking = if suspended { SUSPEND_DEADLINE } else { std::time::Duration::ZERO };
+    let deadline = HOST_STOP_DEADLINE + waking;
+    worker::ask(ctx, &instance.id, &Request::Stop { grace_ms }, deadline).await.map(drop)
 }
 
 /// Removes what an ended machine left, but its disk.
@@ -155,16 +162,23 @@ pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, Work
         worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
     let frozen_at = frozen.then(|| ctx.now());
     let reaped = reap(ctx, instance, true).await?;
-    if reaped.remaining.is_empty() && instance.guest.is_none() {
-        // The record goes too, so nobody could ask for its logs.
-        let _ = std::fs::remove_dir_all(ctx.instance_dir(&instance.id));
-    }
     Ok(Fact::Destroyed {
         frozen_at,
         usage: reaped.usage.as_ref().map(usage),
         verified: reaped.verified,
         remaining: reaped.remaining,
     })
+}
+
+/// Removes what was kept for a record that is no longer kept: its logs.
+pub(super) fn forget(ctx: &Ctx, id: &InstanceId) {
+    let dir = ctx.instance_dir(id);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(instance = %id, %error, "{} stays", dir.display());
+        }
+        _ => {}
+    }
 }
 
 async fn reap(ctx: &Ctx, instance: &Instance, disk: bool) -> Result<Reaped, WorkerError> {

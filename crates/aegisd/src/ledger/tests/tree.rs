@@ -195,7 +195,10 @@ async fn what_a_deleted_child_spent_stays_spent() {
     write(&ledger, vec![destroyed(&spender, 100)]).await;
     let family = ledger.read(|f| f.family(&root.tree)).unwrap();
     assert_eq!(family.len(), 3);
+    ledger.take_touched();
     write(&ledger, vec![destroyed(&below, 12)]).await;
+    let touched = ledger.take_touched();
+    assert!(touched.contains(&spender), "its driver has logs to remove");
     let family = ledger.read(|f| f.family(&root.tree)).unwrap();
     assert_eq!(family.len(), 1);
     let drawn = envelope::drawn(&family, &root.id);
