@@ -1,11 +1,11 @@
 //! What every verb of the daemon needs: settings, keys, clock, ledger, and what runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_rules::instance::Instance;
-use aegis_wire::words::{InstanceId, Time, Usage};
+use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -25,6 +25,8 @@ pub struct Ctx {
     pub ledger: Ledger,
     /// Follows directories.
     pub watch: Watch,
+    /// Which sizes of machines trees have asked for.
+    pub sizes: Sizes,
     /// Usage of running machines that is newer than the ledger's.
     pub meters: Meters,
 }
@@ -46,6 +48,30 @@ impl Ctx {
     /// What is kept of an instance while it has a record: its disk and its logs.
     pub fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.config.home.join("instances").join(id.as_str())
+    }
+}
+
+/// A size of machine, as far as a snapshot goes.
+pub type Size = (ImageRef, u32, MemoryMb);
+
+/// Which sizes of machines trees have asked for since this daemon started.
+#[derive(Default)]
+pub struct Sizes {
+    trees: Mutex<HashMap<Tree, HashSet<Size>>>,
+}
+
+/// Trees whose sizes are remembered; when there are more, all begin anew.
+const TREES_MAX: usize = 4096;
+
+impl Sizes {
+    /// Whether a tree may have a machine of this size, with at most so many different ones.
+    pub fn admit(&self, tree: &Tree, size: Size, most: usize) -> bool {
+        let mut trees = self.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        if trees.len() >= TREES_MAX && !trees.contains_key(tree) {
+            trees.clear();
+        }
+        let sizes = trees.entry(tree.clone()).or_default();
+        sizes.contains(&size) || (sizes.len() < most && sizes.insert(size))
     }
 }
 
@@ -144,5 +170,22 @@ impl Meters {
 
     fn used(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Used>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_has_some_sizes_again_and_again() {
+        let sizes = Sizes::default();
+        let tree = |id: &str| Tree::Instance(id.parse().unwrap());
+        let a = tree("inst-01ARZ3NDEKTSV4RRFFQ69G5FAV");
+        let b = tree("inst-01ARZ3NDEKTSV4RRFFQ69G5FAW");
+        let size = |mb| ("base".parse().unwrap(), 1, MemoryMb(mb));
+        assert!((0..3).all(|n| sizes.admit(&a, size(128 + n), 3)));
+        assert!(!sizes.admit(&a, size(200), 3) && sizes.admit(&b, size(200), 3));
+        assert!((0..3).all(|n| sizes.admit(&a, size(128 + n), 3)), "known ones stay");
     }
 }

@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, Flags, Host};
-use crate::ctx::{Ctx, Meters};
+use crate::ctx::{Ctx, Meters, Sizes};
 use crate::lifecycle::Lifecycle;
 use crate::router::Router;
 
@@ -141,8 +141,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let home = config.home.clone();
-    let (meters, watch) = (Meters::default(), watch::Watch::default());
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, meters });
+    let (meters, sizes) = (Meters::default(), Sizes::default());
+    let watch = watch::Watch::default();
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters });
     let router = Router::default();
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
     let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), callers);

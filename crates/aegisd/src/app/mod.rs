@@ -61,9 +61,8 @@ fn check_image(config: &Config, field: &str, image: &ImageRef) -> Result<(), Ref
     names.truncate(IMAGES_NAMED);
     let mut refusal = Refusal::field(field, format!("an image of this host: {}", names.join(", ")));
     refusal.requested = Some(image.to_string());
-    if names.is_empty() {
-        refusal.hint = Some("`aegis setup` makes the image base".to_owned());
-    }
+    let hint = "`aegis setup` makes the image base; others are directories below HOME/images";
+    refusal.hint = Some(hint.to_owned());
     Err(refusal)
 }
 

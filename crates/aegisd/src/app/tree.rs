@@ -12,7 +12,7 @@ use aegis_rules::change::Change;
 use aegis_rules::envelope;
 use aegis_rules::instance::{Expose, Instance, Spec, subtree};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_rules::spawn;
+use aegis_rules::spawn::{self, Permit};
 use aegis_wire::channel::ExecStart;
 use aegis_wire::host::{
     CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, LeaseShape, LimitsShape,
@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::exec::{self, Running};
 use super::instances::{self, Goal};
 use super::{App, Error, instance_not_found, logs, ports};
+use crate::ctx::Ctx;
 use crate::keys;
 use crate::ledger::{Facts, WriteError};
 use crate::tokens;
@@ -142,6 +143,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         envelope: create.envelope,
     };
     let (owned, actor) = (caller.copy(), caller.actor());
+    let sizes = app.ctx.clone();
     let child = app
         .ctx
         .ledger
@@ -164,6 +166,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
                 let message = format!("the handle {handle} is taken");
                 return Err(Refusal::new(Code::HandleTaken, message).hint(hint).into());
             }
+            check_size(facts, &sizes, &permit)?;
             instances::may_bring(permit.secrets(), permit.workspace().is_some())?;
             capacity::admit(&config.capacity, &facts.held()?, &permit.need())?;
             let (changes, child) = spawn::spawn(*permit, fresh, now);
@@ -175,6 +178,25 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     // It may have ended, and be forgotten, already.
     let now = app.ctx.ledger.read(|f| f.instance(&child.id))?.unwrap_or(child);
     Ok(ChildShape::new(&now, &address(app)))
+}
+
+/// Sizes of machines that one tree may ask for.
+const SIZES_MAX: usize = 8;
+
+/// Every size of machine is another snapshot, whose making is nobody's CPU time: a tree has some, not
+/// any number.
+fn check_size(facts: &Facts<'_>, ctx: &Ctx, permit: &Permit) -> Result<(), WriteError> {
+    let Some(parent) = facts.instance(permit.parent())? else { return Ok(()) };
+    let spec = permit.spec();
+    let size = (spec.image.clone(), spec.cpu.vcpus(), spec.memory);
+    if ctx.sizes.admit(&parent.tree, size, SIZES_MAX) {
+        return Ok(());
+    }
+    let message = format!("this tree has asked for machines of {SIZES_MAX} sizes already");
+    let mut refusal = Refusal::denied("sizes", message);
+    refusal.allowed = Some(SIZES_MAX.to_string());
+    refusal.hint = Some("use image_ref, vcpus and memory_mb of an earlier child".to_owned());
+    Err(refusal.into())
 }
 
 /// Where links lead, of a path on the host; not looked at for who may give no directory away.

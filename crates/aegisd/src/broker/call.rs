@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::bulk::{Bulk, Source};
 use super::line::{Machine, Outcome};
+use super::rates::Rate;
 use crate::app::tree::{self, Caller};
 use crate::app::{self, App, logs};
 use crate::keys;
@@ -36,8 +37,8 @@ enum Failure {
     App(app::Error),
     /// The token is worth nothing.
     Token(Flaw),
-    /// Too much was asked: of what, and how much is allowed per second and at once.
-    Rate(&'static str, (u32, u32)),
+    /// Too much was asked: of what, and how much is allowed.
+    Rate(&'static str, Rate),
     /// All of the machine's streams are in use.
     Streams,
 }
@@ -259,11 +260,12 @@ async fn refuse(
     said(rpc_code(refusal.code), (&refusal).into())
 }
 
-fn too_many(what: &str, (per_second, burst): (u32, u32)) -> RpcError {
-    let allowed = format!("{per_second} {what} per second and machine, {burst} at once");
+fn too_many(what: &str, rate: Rate) -> RpcError {
+    let Rate { count, per, burst } = rate;
+    let allowed = format!("{count} {what} per {per} and machine, {burst} at once");
     let mut body = ErrorBody::new("rate_limited", format!("too many {what}: {allowed}"));
     body.allowed = Some(allowed);
-    body.hint = Some("wait a second and ask again".to_owned());
+    body.hint = Some("wait a few seconds and ask again".to_owned());
     said(CODE_RATE, body)
 }
 

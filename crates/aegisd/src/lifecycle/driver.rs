@@ -42,6 +42,7 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
         knock,
         link: Link::new(),
         usage_written: Time(0),
+        failures: 0,
         birth: None,
         may_call: false,
         renew_at: None,
@@ -72,6 +73,8 @@ struct Driver {
     knock: Arc<Notify>,
     link: Link,
     usage_written: Time,
+    /// Steps that failed, one after the other.
+    failures: u32,
     /// While its machine is on the way.
     birth: Option<Birth>,
     /// Whether it was said that this machine may call.
@@ -270,6 +273,7 @@ impl Driver {
                 if let Err(error) = done {
                     self.failed(step, &error).await;
                 } else {
+                    self.failures = 0;
                     // The worker says `running` on the watch; look there before planning again.
                     self.link.clear();
                 }
@@ -316,7 +320,10 @@ impl Driver {
         done: Result<Fact, super::WorkerError>,
     ) -> Result<(), WriteError> {
         match done {
-            Ok(fact) => self.note(fact).await,
+            Ok(fact) => {
+                self.failures = 0;
+                self.note(fact).await
+            }
             Err(error) => {
                 self.failed(step, &error).await;
                 Ok(())
@@ -328,7 +335,11 @@ impl Driver {
         tracing::warn!(instance = %self.id, ?step, %error, "a step failed; it is tried again");
         // Whatever was known of the machine is to be looked at again.
         self.link.clear();
-        self.pause(RETRY).await;
+        // A machine that can't be woken is not asked twice a second for ever.
+        let again = if step == Step::Destroy { 0 } else { self.failures.min(7) };
+        self.failures = self.failures.saturating_add(1);
+        let pause = RETRY.saturating_mul(1 << again);
+        self.pause(pause).await;
     }
 
     /// Waits for a knock or the worker's next word, and records the word.
