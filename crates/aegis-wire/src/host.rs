@@ -16,6 +16,7 @@ use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 mod ports;
 mod tree;
 
+pub(crate) use ports::check_reachable;
 use ports::exposes;
 pub use ports::{Endpoint, ExposeBody};
 pub use tree::{

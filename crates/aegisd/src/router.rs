@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aegis_rules::instance::Expose;
 use aegis_wire::bounds::STREAMS_MAX;
@@ -17,6 +18,8 @@ use crate::lifecycle::Lifecycle;
 
 /// Ports that are tried before giving up on a free one.
 const TRIES: u32 = 200;
+/// Between two tries to accept where the first failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The open public ports; cheap to clone.
 #[derive(Clone, Default)]
@@ -144,7 +147,11 @@ async fn serve(
     loop {
         while open.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let Ok((client, _)) = listener.accept().await else { continue };
+        let Ok((client, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: asking at once again would only burn time.
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         let (lifecycle, id) = (lifecycle.clone(), id.clone());
         let connections = Arc::clone(&connections);
         open.spawn(async move {

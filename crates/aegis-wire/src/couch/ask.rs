@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::host::check_reachable;
 use crate::refusal::{Code, Refusal};
 use crate::words::{
     DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey, Share,
@@ -103,7 +104,11 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         },
         agent_port: match present(body, "agentPort") {
             None => None,
-            Some(value) => Some(port(value, "agentPort")?),
+            Some(value) => {
+                let port = port(value, "agentPort")?;
+                check_reachable("agentPort", port)?;
+                Some(port)
+            }
         },
         egress_allow: match present(body, "egressAllow") {
             None => None,
@@ -362,6 +367,7 @@ mod tests {
             "permissions.canAccessInternet"
         );
         assert_eq!(with("agentPort", json!(0)), "agentPort");
+        assert_eq!(with("agentPort", json!(7777)), "agentPort");
         assert_eq!(with("onLimit", json!("explode")), "onLimit");
         assert_eq!(with("golden", json!("../etc")), "golden");
     }

@@ -3,11 +3,21 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::channel::guest::API_PORT;
 use crate::refusal::Refusal;
 use crate::words::Port;
 use aegis_rules::instance::{Expose, Protocol};
 
 const EXPOSES_MAX: usize = 64;
+
+/// Refuses the guest API's own port: who reached it from outside would speak as the machine.
+pub(crate) fn check_reachable(field: &str, port: Port) -> Result<(), Refusal> {
+    if port.get() == API_PORT {
+        let allowed = format!("another port than {API_PORT}, the guest API's, which is for inside");
+        return Err(Refusal::field(field, allowed));
+    }
+    Ok(())
+}
 
 /// The ports of a request.
 pub(super) fn exposes(list: &[Value]) -> Result<Vec<Expose>, Refusal> {
@@ -46,6 +56,7 @@ pub(super) fn exposes(list: &[Value]) -> Result<Vec<Expose>, Refusal> {
                 protocol: Protocol::Http,
             },
         };
+        check_reachable(&format!("exposes[{i}]"), expose.guest_port)?;
         if out.iter().any(|e| e.guest_port == expose.guest_port) {
             return Err(bad(i));
         }
@@ -99,8 +110,10 @@ impl ExposeBody {
             Port::try_from(value).map_err(|_| Refusal::field(name, "a port from 1 to 65535"))
         };
         let missing = || Refusal::field("guest_port", "a port from 1 to 65535");
+        let guest_port = port("guest_port", self.guest_port.ok_or_else(missing)?)?;
+        check_reachable("guest_port", guest_port)?;
         Ok(Expose {
-            guest_port: port("guest_port", self.guest_port.ok_or_else(missing)?)?,
+            guest_port,
             public_port: self.public_port.map(|p| port("public_port", p)).transpose()?,
             protocol: match self.protocol.as_deref() {
                 None => Protocol::Http,
@@ -108,5 +121,22 @@ impl ExposeBody {
                     .ok_or_else(|| Refusal::field("protocol", "http or tcp"))?,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nobody_outside_reaches_the_guest_api() {
+        assert_eq!(exposes(&[json!(8080)]).unwrap().len(), 1);
+        let of = |list: &[Value]| exposes(list).unwrap_err().field.unwrap();
+        assert_eq!(of(&[json!(80), json!(7777)]), "exposes[1]");
+        assert_eq!(of(&[json!({"port": 7777, "public_port": 8080})]), "exposes[0]");
+        let body = ExposeBody { guest_port: Some(7777), ..ExposeBody::default() };
+        assert_eq!(body.parse().unwrap_err().field.as_deref(), Some("guest_port"));
     }
 }

@@ -1,5 +1,6 @@
 //! One machine's connection: bounded lines in, answers out, in any order.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +52,12 @@ pub(super) async fn serve(app: App, id: InstanceId) {
     loop {
         match lifecycle::serve_calls(&app.ctx, &machine.id).await {
             Ok(connection) => converse(&app, &machine, connection).await,
-            // Nobody listens: the machine's worker has ended.
-            Err(WorkerError::Gone(_)) => return,
+            // Nobody listens: the machine's worker has ended. Whatever else fails may pass.
+            Err(WorkerError::Gone(e))
+                if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                return;
+            }
             Err(error) => {
                 tracing::warn!(instance = %machine.id, %error, "the machine's calls are not served");
             }

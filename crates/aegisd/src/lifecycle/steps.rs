@@ -162,6 +162,10 @@ pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, Work
         worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
     let frozen_at = frozen.then(|| ctx.now());
     let reaped = reap(ctx, instance, true).await?;
+    if reaped.remaining.is_empty() && instance.guest.is_none() {
+        // The record goes too; what is answered as deleted leaves nothing.
+        forget(ctx, &instance.id);
+    }
     Ok(Fact::Destroyed {
         frozen_at,
         usage: reaped.usage.as_ref().map(usage),
