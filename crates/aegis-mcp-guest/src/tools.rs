@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::arguments::{Acquire, Child, Exec, Expose, Logs, Nothing, Spawn, Unexpose};
-use crate::api::{Api, ApiError, escape};
+use crate::api::{Api, ApiError};
 use crate::output;
+use aegis_wire::path::escape;
 
 /// What a lease lasts when an agent names no time, milliseconds.
 const LEASE_MS: u64 = 300_000;

@@ -1,6 +1,7 @@
 //! Whether the host has room for another machine. Asked in the transaction that makes the machine,
 //! so that racing redeems can't pass it together.
 
+use crate::instance::Spec;
 use crate::refusal::{Code, Refusal};
 use crate::words::{DiskBytes, MemoryMb};
 
@@ -37,6 +38,18 @@ pub struct Need {
     pub disk: DiskBytes,
     /// Its virtual CPUs.
     pub vcpus: u32,
+}
+
+impl Need {
+    /// Of a new instance.
+    pub fn of(spec: &Spec) -> Need {
+        Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() }
+    }
+
+    /// Of another start of a stopped one: its disk is there and counted.
+    pub fn again(spec: &Spec) -> Need {
+        Need { disk: DiskBytes(0), ..Need::of(spec) }
+    }
 }
 
 /// Says whether one more machine fits; a refusal names what is short and what would fit.

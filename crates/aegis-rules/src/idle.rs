@@ -76,31 +76,17 @@ pub fn judge(instance: &Instance, signs: &Signs, times: &Times, now: Time) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use super::*;
     use crate::instance::{Lease, Spec};
-    use crate::words::{CpuMillis, DiskBytes, InstanceId, MemoryMb, Tree};
+    use crate::words::{InstanceId, Tree};
 
     const TIMES: Times = Times { pause_after: DurationMs(60), suspend_after: DurationMs(300) };
 
     fn running() -> Instance {
         let id: InstanceId = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
-        let spec = Spec {
-            handle: None,
-            image: "base".parse().unwrap(),
-            command: vec![],
-            env: BTreeMap::new(),
-            cwd: None,
-            cpu: CpuMillis(1000),
-            memory: MemoryMb(256),
-            disk: DiskBytes(1),
-            exposes: vec![],
-            await_port: None,
-            idle_policy: IdlePolicy::Default,
-            authorized_key: None,
-        };
-        let mut instance = Instance::new(id.clone(), Tree::Instance(id), None, None, spec, Time(0));
+        let mut instance =
+            Instance::new(id.clone(), Tree::Instance(id), None, None, Spec::example(), Time(0));
         instance.state = InstanceState::Running;
         instance
     }

@@ -55,6 +55,27 @@ pub struct Spec {
     pub authorized_key: Option<String>,
 }
 
+#[cfg(test)]
+impl Spec {
+    /// One that tests may change.
+    pub(crate) fn example() -> Spec {
+        Spec {
+            handle: None,
+            image: "base".parse().expect("a reference"),
+            command: vec![],
+            env: BTreeMap::new(),
+            cwd: None,
+            cpu: CpuMillis(1000),
+            memory: MemoryMb(256),
+            disk: DiskBytes(1),
+            exposes: vec![],
+            await_port: None,
+            idle_policy: IdlePolicy::Default,
+            authorized_key: None,
+        }
+    }
+}
+
 /// A port inside that the outside may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expose {

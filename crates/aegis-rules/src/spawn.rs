@@ -1,7 +1,6 @@
 //! What a permitted spawn writes: the child as a whole, in the transaction that permitted it.
 
 use crate::capability::{Capabilities, Workspace};
-use crate::capacity::Need;
 use crate::change::Change;
 use crate::instance::{Instance, Spec};
 use crate::words::{GuestId, InstanceId, Limits, Time, Tree};
@@ -41,10 +40,9 @@ impl Permit {
         self.workspace.as_ref()
     }
 
-    /// What its machine takes of the host.
-    pub fn need(&self) -> Need {
-        let spec = &self.spec;
-        Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() }
+    /// The tree that it joins.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
     }
 }
 

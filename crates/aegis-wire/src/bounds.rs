@@ -57,6 +57,8 @@ pub const TICKET_MAX: usize = 128;
 pub const TICKETS_MAX: usize = 32;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
+/// Exposed ports of an instance.
+pub const EXPOSES_MAX: usize = 64;
 /// Words of a command.
 pub const COMMAND_WORDS_MAX: usize = 1024;
 /// Bytes of a command and its environment together.

@@ -16,6 +16,7 @@ pub mod couch;
 pub mod error;
 pub mod host;
 pub mod logs;
+pub mod path;
 #[cfg(feature = "pipe")]
 pub mod pipe;
 pub mod worker;

@@ -31,6 +31,7 @@ mod qmp;
 mod reap;
 mod relay;
 mod run_dir;
+mod running;
 mod serve;
 mod snapshot;
 mod suspend;

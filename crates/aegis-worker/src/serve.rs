@@ -20,14 +20,16 @@ use anyhow::Context as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::cgroup::Host;
 use crate::exec::{self, Asker};
 use crate::life::{Books, DEATH_DEADLINE, Live, Shared, conflict};
-use crate::machine::{self, End, Ground, Running};
+use crate::machine::{self, Ground};
+use crate::relay::{Session, USER_STREAMS_MAX};
 use crate::run_dir::{ProcessName, Record, RunDir};
+use crate::running::{End, Running};
 use crate::{broker, disk, lines, logs, port, snapshot};
 
 /// Connections at a time; more wait in the socket's backlog.
@@ -387,11 +389,8 @@ async fn serve_exec(
     exec_id: String,
     start: aegis_wire::channel::ExecStart,
 ) -> io::Result<()> {
-    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
-        return refuse(&mut stream, crowded()).await;
-    };
-    let session = match session(live).await {
-        Ok(session) => session,
+    let (_place, session) = match place(live).await {
+        Ok(found) => found,
         Err(error) => return refuse(&mut stream, error).await,
     };
     match exec::run(&session, &live.log, Asker::new(&mut stream), exec_id, start).await {
@@ -401,11 +400,8 @@ async fn serve_exec(
 }
 
 async fn serve_port(live: &Live, mut stream: Stream, port: u16) -> io::Result<()> {
-    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
-        return refuse(&mut stream, crowded()).await;
-    };
-    let session = match session(live).await {
-        Ok(session) => session,
+    let (_place, session) = match place(live).await {
+        Ok(found) => found,
         Err(error) => return refuse(&mut stream, error).await,
     };
     match port::run(&session, &mut stream, port).await {
@@ -420,11 +416,8 @@ async fn serve_guest_stream(
     ticket: String,
     shared: &Shared,
 ) -> io::Result<()> {
-    let Ok(_permit) = Arc::clone(&live.relay.user_streams).try_acquire_owned() else {
-        return refuse(&mut stream, crowded()).await;
-    };
-    let session = match session(live).await {
-        Ok(session) => session,
+    let (_place, session) = match place(live).await {
+        Ok(found) => found,
         Err(error) => return refuse(&mut stream, error).await,
     };
     let poured = tokio::select! {
@@ -453,7 +446,14 @@ async fn ended(shared: &Shared) {
     let _ = state.wait_for(|s| matches!(s, MachineState::Ended(_))).await;
 }
 
-async fn session(live: &Live) -> Result<crate::relay::Session, RpcError> {
+/// A place among the streams that execs and ports may hold, and where to open one.
+async fn place(live: &Live) -> Result<(OwnedSemaphorePermit, Session), RpcError> {
+    let place = Arc::clone(&live.relay.user_streams).try_acquire_owned();
+    let place = place.map_err(|_| crowded())?;
+    Ok((place, session(live).await?))
+}
+
+async fn session(live: &Live) -> Result<Session, RpcError> {
     match tokio::time::timeout(RPC_DEADLINE, live.relay.session()).await {
         Ok(Ok(session)) => Ok(session),
         Ok(Err(error)) => Err(RpcError::new(CODE_INTERNAL, error.to_string())),
@@ -462,8 +462,7 @@ async fn session(live: &Live) -> Result<crate::relay::Session, RpcError> {
 }
 
 fn crowded() -> RpcError {
-    let max = crate::relay::USER_STREAMS_MAX;
-    conflict(format!("{max} commands and connections are open on this machine"))
+    conflict(format!("{USER_STREAMS_MAX} commands and connections are open on this machine"))
 }
 
 /// The machine, running or frozen.

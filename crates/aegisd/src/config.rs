@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use aegis_rules::capability::{Capabilities, CapabilityAsk};
 use aegis_rules::capacity::Capacity;
 use aegis_rules::idle::Times;
+use aegis_rules::refusal::Refusal;
+use aegis_wire::host::CapabilityBody;
 use aegis_wire::words::{DiskBytes, DurationMs, ImageRef, MemoryMb};
 use aegis_wire::worker::Accel;
 use serde::Deserialize;
@@ -100,6 +102,14 @@ pub struct Machines {
     pub spares: usize,
 }
 
+impl Config {
+    /// Where the base of an image lies, if this host has it.
+    pub fn image(&self, name: &str) -> Option<PathBuf> {
+        let base = self.home.join("images").join(name).join("base.erofs");
+        (!name.contains('/') && base.exists()).then_some(base)
+    }
+}
+
 /// A setting that can't be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
@@ -130,7 +140,7 @@ struct FileConfig {
     #[serde(default)]
     idle: IdleSection,
     #[serde(default)]
-    kits: KitsSection,
+    kits: CapabilityBody,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -164,35 +174,20 @@ struct CapacitySection {
     vcpus: Option<u32>,
 }
 
-/// What `[kits]` leaves out is as here; lists and numbers that are said are taken as they are.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct KitsSection {
-    spawn: Option<bool>,
-    spawn_depth: Option<u32>,
-    max_children: Option<u32>,
-    allowed_images: Option<Vec<String>>,
-    max_memory_mb: Option<u32>,
-    max_vcpus: Option<u32>,
-    allowed_secrets: Option<Vec<String>>,
-    allowed_workspaces: Option<Vec<String>>,
-    max_expose_ports: Option<u32>,
-}
-
-impl KitsSection {
-    fn ceiling(self) -> CapabilityAsk {
-        CapabilityAsk {
-            spawn: self.spawn.or(Some(true)),
-            spawn_depth: self.spawn_depth.or(Some(1)),
-            max_children: self.max_children.or(Some(5)),
-            allowed_images: self.allowed_images.or_else(|| Some(vec!["*".to_owned()])),
-            max_memory: self.max_memory_mb.map(MemoryMb).or(Some(MemoryMb(2048))),
-            max_vcpus: self.max_vcpus.or(Some(2)),
-            allowed_secrets: self.allowed_secrets,
-            allowed_workspaces: self.allowed_workspaces,
-            max_expose_ports: self.max_expose_ports.or(Some(8)),
-        }
+/// What kits may let their instances do: what `[kits]` leaves out is as here.
+fn kits(said: CapabilityBody) -> Result<Capabilities, Refusal> {
+    let said = said.parse()?;
+    CapabilityAsk {
+        spawn: said.spawn.or(Some(true)),
+        spawn_depth: said.spawn_depth.or(Some(1)),
+        max_children: said.max_children.or(Some(5)),
+        allowed_images: said.allowed_images.or_else(|| Some(vec!["*".to_owned()])),
+        max_memory: said.max_memory.or(Some(MemoryMb(2048))),
+        max_vcpus: said.max_vcpus.or(Some(2)),
+        max_expose_ports: said.max_expose_ports.or(Some(8)),
+        ..said
     }
+    .granted()
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -364,7 +359,7 @@ pub fn build(
         }),
         vcpus: file.capacity.vcpus.unwrap_or_else(|| host.cpus.max(2)),
     };
-    let kits = file.kits.ceiling().granted().map_err(|e| bad("kits", e))?;
+    let kits = kits(file.kits).map_err(|e| bad("kits", e))?;
     let mut idle = Times::default();
     for (name, seconds, setting) in [
         ("idle.pause_after_secs", file.idle.pause_after_secs, &mut idle.pause_after),

@@ -13,10 +13,10 @@ use hyper::Method;
 use serde_json::json;
 
 use super::Ask;
-use crate::client::escape;
 use crate::failure::{EXIT_OTHER, Failure, Result};
 use crate::ndjson::Lines;
 use crate::output::{self, say};
+use aegis_wire::path::escape;
 
 /// Longest row that is read from a file, bytes.
 const ROW_MAX: u64 = 4 << 20;

@@ -16,10 +16,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 use super::{Ask, items, text};
-use crate::client::escape;
 use crate::failure::{Failure, Result};
 use crate::home::sibling;
 use crate::output::{Work, fields, plain, say};
+use aegis_wire::path::escape;
 
 /// How long a daemon may take until it answers: it adopts what machines it finds first.
 const UP_DEADLINE: Duration = Duration::from_secs(60);

@@ -8,10 +8,10 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::{Ask, parse_env};
-use crate::client::escape;
 use crate::failure::{EXIT_INTERRUPTED, EXIT_OTHER, Failure, Result};
 use crate::human::parse_seconds;
 use crate::output::{self, Format, say};
+use aegis_wire::path::escape;
 
 /// What `aegis exec` takes.
 #[derive(Args, Debug)]

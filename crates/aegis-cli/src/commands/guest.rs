@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use super::invite::more;
 use super::{Ask, items, maybe, text, when};
-use crate::client::escape;
 use crate::failure::{EXIT_OTHER, Failure, Result};
 use crate::human;
 use crate::output::{fields, plain, say, table};
+use aegis_wire::path::escape;
 
 /// What can be asked of guests.
 #[derive(Subcommand, Debug)]

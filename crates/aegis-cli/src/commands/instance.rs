@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::shape::Shape;
 use super::{Ask, items, maybe, text, when};
-use crate::client::escape;
 use crate::failure::Result;
 use crate::human;
 use crate::output::{fields, plain, table};
+use aegis_wire::path::escape;
 
 /// What can be asked of instances.
 #[derive(Subcommand, Debug)]

@@ -4,10 +4,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Ask, items, maybe, text, when};
-use crate::client::escape;
 use crate::failure::Result;
 use crate::human::{parse_gb, parse_memory_mb, parse_seconds};
 use crate::output::{fields, table};
+use aegis_wire::path::escape;
 
 /// What can be asked of invites.
 #[derive(Subcommand, Debug)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use aegis_wire::host::CapabilityBody;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -55,7 +56,7 @@ pub struct Kit {
     idle_policy: Option<String>,
     /// What its instances may do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    capabilities: Option<Capabilities>,
+    capabilities: Option<CapabilityBody>,
     /// What an instance and all that it spawns may hold and spend together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     envelope: Option<Envelope>,
@@ -77,30 +78,6 @@ struct FullPort {
     public_port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     protocol: Option<String>,
-}
-
-/// The claims of contracts/aegis.md 3; what is left out is nothing.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Capabilities {
-    #[serde(default)]
-    spawn: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    spawn_depth: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_children: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    allowed_images: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_memory_mb: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_vcpus: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    allowed_secrets: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    allowed_workspaces: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    max_expose_ports: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

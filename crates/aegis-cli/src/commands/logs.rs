@@ -6,10 +6,10 @@ use hyper::Method;
 use jiff::Timestamp;
 
 use super::{Ask, exec};
-use crate::client::escape;
 use crate::failure::{Failure, Result};
 use crate::human::parse_since;
 use crate::output::{self, Format, say};
+use aegis_wire::path::escape;
 
 /// What `aegis logs` takes.
 #[derive(Args, Debug)]

@@ -10,9 +10,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::shape::Shape;
 use super::{Ask, exec, logs, text};
-use crate::client::escape;
 use crate::failure::{EXIT_INTERRUPTED, Failure, Result};
 use crate::output::{self, Format, say};
+use aegis_wire::path::escape;
 
 /// The record of an end may follow the log's end by a moment; it is asked for this often…
 const ASK_AGAIN: Duration = Duration::from_millis(50);

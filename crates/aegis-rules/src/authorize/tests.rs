@@ -1,9 +1,7 @@
 //! Each step of seeds/002 "Validation Flow" by itself, and each claim failing closed.
 
-use std::collections::BTreeMap;
-
 use super::*;
-use crate::instance::{IdlePolicy, Protocol};
+use crate::instance::Protocol;
 use crate::spawn::spawn;
 use crate::words::{CpuMillis, EgressBytes, Limits, LlmTokens, MemoryMb, Tree};
 
@@ -15,18 +13,11 @@ fn id(n: u8) -> InstanceId {
 
 fn spec() -> Spec {
     Spec {
-        handle: None,
         image: "node:22".parse().unwrap(),
         command: vec!["true".to_owned()],
-        env: BTreeMap::new(),
-        cwd: None,
-        cpu: CpuMillis(1000),
         memory: MemoryMb(512),
         disk: DiskBytes(1 << 30),
-        exposes: vec![],
-        await_port: None,
-        idle_policy: IdlePolicy::Default,
-        authorized_key: None,
+        ..Spec::example()
     }
 }
 

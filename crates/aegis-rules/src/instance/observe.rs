@@ -183,27 +183,14 @@ fn boot_failed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::instance::{IdlePolicy, Spec};
-    use crate::words::{CpuMillis, DiskBytes, InstanceId, MemoryMb, Tree};
+    use crate::instance::Spec;
+    use crate::words::{InstanceId, Tree};
 
     #[test]
     fn an_end_tells_of_no_freeze_that_was_over() {
         let id: InstanceId = "inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
-        let spec = Spec {
-            handle: None,
-            image: "base".parse().unwrap(),
-            command: vec![],
-            env: std::collections::BTreeMap::new(),
-            cwd: None,
-            cpu: CpuMillis(1000),
-            memory: MemoryMb(256),
-            disk: DiskBytes(1),
-            exposes: vec![],
-            await_port: None,
-            idle_policy: IdlePolicy::Default,
-            authorized_key: None,
-        };
-        let mut instance = Instance::new(id.clone(), Tree::Instance(id), None, None, spec, Time(0));
+        let mut instance =
+            Instance::new(id.clone(), Tree::Instance(id), None, None, Spec::example(), Time(0));
         let gone = || Fact::Destroyed {
             frozen_at: None,
             verified: vec![],

@@ -3,12 +3,11 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::bounds::EXPOSES_MAX;
 use crate::channel::guest::API_PORT;
 use crate::refusal::Refusal;
 use crate::words::Port;
 use aegis_rules::instance::{Expose, Protocol};
-
-const EXPOSES_MAX: usize = 64;
 
 /// Refuses the guest API's own port: who reached it from outside would speak as the machine.
 pub(crate) fn check_reachable(field: &str, port: Port) -> Result<(), Refusal> {

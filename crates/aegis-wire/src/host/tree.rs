@@ -31,18 +31,27 @@ pub struct CapabilityShape {
 
 /// `capabilities` of a request, as it comes. What a host leaves out is nothing; what a machine
 /// leaves out for its child is its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs, reason = "the field names are the contract's")]
 pub struct CapabilityBody {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub spawn: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub spawn_depth: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_children: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_images: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_memory_mb: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_vcpus: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_secrets: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_workspaces: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_expose_ports: Option<u32>,
 }
 

@@ -98,11 +98,7 @@ pub async fn redeem(
                 None => None,
             };
             let spec = invite.as_ref().and_then(|i| spec(&ctx.config, i, ask.public_key.as_ref()));
-            let need = spec.as_ref().map(|s| Need {
-                memory: s.memory,
-                disk: s.disk,
-                vcpus: s.cpu.vcpus(),
-            });
+            let need = spec.as_ref().map(Need::of);
             match invite::redeem(invite.as_ref(), earlier.as_ref(), ask, spec, fresh, now)? {
                 Redeemed::New { changes, guest } => {
                     if let Some(need) = need {
@@ -171,9 +167,7 @@ fn metered(
         Some(_) => facts.instances_of(&guest.id)?,
         None => Vec::new(),
     };
-    for machine in &mut machines {
-        machine.usage_boot = machine.usage_boot.at_least(app.ctx.meters.get(&machine.id));
-    }
+    app.ctx.meters.overlay(&mut machines);
     let usage = guest.usage(&machines);
     Ok(Metered { guest, usage })
 }

@@ -1,17 +1,16 @@
 //! Commands in a machine: waiting until it runs, and the NDJSON that comes back.
 
-use std::io;
 use std::time::Duration;
 
 use aegis_rules::instance::{InstanceState, Wanted};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::bounds::{GUEST_CALL_DEADLINE, WORKER_LINE_MAX};
+use aegis_wire::bounds::GUEST_CALL_DEADLINE;
 use aegis_wire::channel::ExecStart;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_NOT_FOUND};
 use aegis_wire::logs::ExecDone;
 use aegis_wire::words::InstanceId;
 use aegis_wire::worker::Reply;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 
 use super::{App, Error, instance_not_found};
@@ -81,7 +80,7 @@ impl Running {
         exec_id: String,
         mut lines: BufReader<UnixStream>,
     ) -> Result<Running, Error> {
-        let Some(first) = next_line(&mut lines).await.ok().flatten() else {
+        let Some(first) = lifecycle::read_raw(&mut lines).await.ok().flatten() else {
             let message = format!("the machine of {id} ended");
             return Err(Refusal::new(Code::InstanceState, message).into());
         };
@@ -103,7 +102,7 @@ impl Running {
         }
         let line = match self.first.take() {
             Some(first) => Some(first),
-            None => next_line(&mut self.lines).await.ok().flatten(),
+            None => lifecycle::read_raw(&mut self.lines).await.ok().flatten(),
         };
         let line = line.unwrap_or_else(|| {
             let done = ExecDone {
@@ -124,12 +123,6 @@ impl Running {
 fn is_done(line: &[u8]) -> bool {
     // Entries are many and long: only a line that begins as the last one is parsed.
     line.len() < 4096 && serde_json::from_slice::<ExecDone>(line).is_ok_and(|d| d.done)
-}
-
-async fn next_line(from: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    from.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
-    Ok((line.last() == Some(&b'\n')).then_some(line))
 }
 
 /// Whether the worker refuses because its machine does not run at this instant. Nothing is taken

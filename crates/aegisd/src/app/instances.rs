@@ -14,15 +14,16 @@ use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, Memory
 
 use super::exec::{self, Running};
 use super::{App, Error, Host, instance_not_found, tree};
+use crate::config::Config;
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
 
 /// A verb waits this long for its effect before it answers what is so far.
 const EFFECT_WAIT: Duration = Duration::from_secs(30);
 /// CPU quota where none is asked for.
-pub(super) const DEFAULT_CPU: CpuMillis = CpuMillis(1000);
+const DEFAULT_CPU: CpuMillis = CpuMillis(1000);
 /// Memory where none is asked for.
-pub(super) const DEFAULT_MEMORY: MemoryMb = MemoryMb(512);
+const DEFAULT_MEMORY: MemoryMb = MemoryMb(512);
 
 /// An instance, or the one that was meant by its handle.
 pub fn find(_: Host, app: &App, name: &str) -> Result<Instance, Error> {
@@ -47,7 +48,7 @@ pub fn list(_: Host, app: &App) -> Result<Vec<Instance>, Error> {
 /// An instance as clients see it, with what the daemon knows of its use.
 pub fn shape(app: &App, instance: &Instance) -> InstanceShape {
     let mut live = instance.clone();
-    live.usage_boot = live.usage_boot.at_least(app.ctx.meters.get(&live.id));
+    app.ctx.meters.overlay(std::slice::from_mut(&mut live));
     let connections = app.router.connections(&live.id);
     let host = app.ctx.config.ports_bind.to_string();
     let used = app.ctx.meters.used_at(&live.id).unwrap_or(live.updated_at);
@@ -95,39 +96,21 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                     let hint = "choose another handle; a stopped child is started by its id";
                     return Err(refusal.hint(hint).into());
                 }
-                let guest = guest_of(facts, &there)?;
+                let guest = facts.guest_of(&there)?;
                 let changes = start(facts, &config, &there, guest.as_ref(), now)?;
                 return Ok((changes, (there.id, false)));
             }
-            let missing = || {
-                Refusal::field(
-                    "command",
-                    "a list of words: a new instance needs its primary process",
-                )
-            };
             may_bring(&create.secrets, create.workspace.is_some())?;
             let defaults = Limits::default();
-            let spec = Spec {
-                handle: create.handle,
-                image: create.image.unwrap_or_else(|| config.default_image.clone()),
-                command: create.command.ok_or_else(missing)?,
-                env: create.env,
-                cwd: create.cwd,
-                cpu: create.cpu.unwrap_or(DEFAULT_CPU),
-                memory: create.memory.unwrap_or(DEFAULT_MEMORY),
-                disk: create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2)),
-                exposes: create.exposes,
-                await_port: None,
-                idle_policy: create.idle_policy,
-                authorized_key: None,
-            };
+            let disk = create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2));
+            let command = "a list of words: a new instance needs its primary process";
+            let spec = spec(&create, &config, disk, command)?;
             let rights = create.capabilities.granted()?;
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
             super::check_image(&config, "image_ref", &spec.image)?;
-            let need = Need { memory: spec.memory, disk: spec.disk, vcpus: spec.cpu.vcpus() };
-            capacity::admit(&config.capacity, &facts.held()?, &need)?;
+            capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
             let ends_at = create.envelope.duration.map(|length| now.plus(length));
             let tree = Tree::Instance(id.clone());
@@ -146,6 +129,30 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
     app.lifecycle.knock(&id);
     let instance = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
     Ok(if is_new { Created::New(instance) } else { Created::Restarted(instance) })
+}
+
+/// What an instance is made of, with this host's defaults; `command` says what its command must be.
+pub(super) fn spec(
+    create: &Create,
+    config: &Config,
+    disk: DiskBytes,
+    command: &str,
+) -> Result<Spec, Refusal> {
+    let missing = || Refusal::field("command", command);
+    Ok(Spec {
+        handle: create.handle.clone(),
+        image: create.image.clone().unwrap_or_else(|| config.default_image.clone()),
+        command: create.command.clone().ok_or_else(missing)?,
+        env: create.env.clone(),
+        cwd: create.cwd.clone(),
+        cpu: create.cpu.unwrap_or(DEFAULT_CPU),
+        memory: create.memory.unwrap_or(DEFAULT_MEMORY),
+        disk,
+        exposes: create.exposes.clone(),
+        await_port: None,
+        idle_policy: create.idle_policy,
+        authorized_key: None,
+    })
 }
 
 /// A kit comes from elsewhere: the host says in its settings what it lets kits have.
@@ -173,16 +180,9 @@ pub(super) fn may_bring(secrets: &[String], workspace: bool) -> Result<(), Refus
     Ok(())
 }
 
-fn guest_of(facts: &Facts<'_>, instance: &Instance) -> Result<Option<Guest>, ledger::Error> {
-    match &instance.guest {
-        Some(id) => facts.guest(id),
-        None => Ok(None),
-    }
-}
-
 fn start(
     facts: &Facts<'_>,
-    config: &crate::config::Config,
+    config: &Config,
     instance: &Instance,
     guest: Option<&Guest>,
     now: aegis_wire::words::Time,
@@ -190,16 +190,10 @@ fn start(
     match ask(instance, guest, &facts.family(&instance.tree)?, Verb::Start, now)? {
         Asked::Already => Ok(vec![]),
         Asked::Yes(changes) => {
-            capacity::admit(&config.capacity, &facts.held()?, &need_again(&instance.spec))?;
+            capacity::admit(&config.capacity, &facts.held()?, &Need::again(&instance.spec))?;
             Ok(changes)
         }
     }
-}
-
-/// What another start of a stopped instance takes.
-pub(super) fn need_again(spec: &Spec) -> Need {
-    // Its disk is there and counted.
-    Need { memory: spec.memory, disk: DiskBytes(0), vcpus: spec.cpu.vcpus() }
 }
 
 /// What all instances of a set are to reach.
@@ -285,7 +279,7 @@ async fn write_verb(
         .ledger
         .write("host", move |facts| {
             let instance = lookup(facts, &name)?.ok_or_else(instance_not_found)?;
-            let guest = guest_of(facts, &instance)?;
+            let guest = facts.guest_of(&instance)?;
             let family = facts.family(&instance.tree)?;
             let changes = if verb == Verb::Start {
                 start(facts, &config, &instance, guest.as_ref(), now)?

@@ -49,14 +49,12 @@ const IMAGES_NAMED: usize = 10;
 
 /// Refuses an image that this host does not have: who asks now can still choose another.
 fn check_image(config: &Config, field: &str, image: &ImageRef) -> Result<(), Refusal> {
-    let images = config.home.join("images");
-    let there = |name: &str| images.join(name).join("base.erofs").exists();
-    if !image.as_str().contains('/') && there(image.as_str()) {
+    if config.image(image.as_str()).is_some() {
         return Ok(());
     }
-    let listed = std::fs::read_dir(&images).into_iter().flatten().flatten();
-    let mut names: Vec<String> =
-        listed.filter_map(|e| e.file_name().into_string().ok()).filter(|n| there(n)).collect();
+    let listed = std::fs::read_dir(config.home.join("images")).into_iter().flatten().flatten();
+    let named = listed.filter_map(|e| e.file_name().into_string().ok());
+    let mut names: Vec<String> = named.filter(|name| config.image(name).is_some()).collect();
     names.sort();
     names.truncate(IMAGES_NAMED);
     let mut refusal = Refusal::field(field, format!("an image of this host: {}", names.join(", ")));

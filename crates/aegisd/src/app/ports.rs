@@ -5,13 +5,11 @@ use std::io;
 use aegis_rules::change::Change;
 use aegis_rules::instance::{Expose, Instance, InstanceState, Wanted};
 use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::bounds::EXPOSES_MAX;
 use aegis_wire::host::Endpoint;
 use aegis_wire::words::{InstanceId, Port};
 
 use super::{App, Error, Host, instance_not_found, instances};
-
-/// Ports of one instance at most.
-const EXPOSES_MAX: usize = 64;
 
 /// Lets the outside reach a port of an instance; a stopped one's is kept for its next start.
 pub async fn expose(host: Host, app: &App, name: &str, ask: Expose) -> Result<Endpoint, Error> {

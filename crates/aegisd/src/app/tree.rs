@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
 use aegis_rules::capability::WorkspaceAsk;
-use aegis_rules::capacity;
+use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::envelope;
-use aegis_rules::instance::{Expose, Instance, Spec, subtree};
+use aegis_rules::instance::{Expose, Instance, subtree};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_rules::spawn::{self, Permit};
 use aegis_wire::channel::ExecStart;
@@ -76,10 +76,7 @@ fn judge(
         Some(own) => facts.family(&own.tree)?,
         None => Vec::new(),
     };
-    let guest = match own.as_ref().and_then(|i| i.guest.as_ref()) {
-        Some(id) => facts.guest(id)?,
-        None => None,
-    };
+    let guest = own.as_ref().map_or(Ok(None), |own| facts.guest_of(own))?;
     let call = Call {
         channel: &caller.channel,
         claims: &caller.claims,
@@ -109,7 +106,6 @@ fn address(app: &App) -> String {
 pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildShape, Error> {
     let now = app.ctx.now();
     let fresh = keys::instance_id(now)?;
-    let missing = || Refusal::field("command", "a list of words: the child's primary process");
     if create.kit.is_some() {
         return Err(Refusal::field("kit", "absent: only a host starts kits").into());
     }
@@ -118,25 +114,14 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         Some(disk) => disk,
         None => default_disk(caller, app, now)?,
     };
+    let command = "a list of words: the child's primary process";
+    let spec = instances::spec(&create, &config, disk, command)?;
     let workspace = match create.workspace {
         Some(given) => Some(WorkspaceAsk { resolved: resolve(caller, &given).await, given }),
         None => None,
     };
     let ask = SpawnAsk {
-        spec: Spec {
-            handle: create.handle,
-            image: create.image.unwrap_or_else(|| config.default_image.clone()),
-            command: create.command.ok_or_else(missing)?,
-            env: create.env,
-            cwd: create.cwd,
-            cpu: create.cpu.unwrap_or(instances::DEFAULT_CPU),
-            memory: create.memory.unwrap_or(instances::DEFAULT_MEMORY),
-            disk,
-            exposes: create.exposes,
-            await_port: None,
-            idle_policy: create.idle_policy,
-            authorized_key: None,
-        },
+        spec,
         secrets: create.secrets,
         workspace,
         capabilities: create.capabilities,
@@ -166,9 +151,9 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
                 let message = format!("the handle {handle} is taken");
                 return Err(Refusal::new(Code::HandleTaken, message).hint(hint).into());
             }
-            check_size(facts, &sizes, &permit)?;
+            check_size(&sizes, &permit)?;
             instances::may_bring(permit.secrets(), permit.workspace().is_some())?;
-            capacity::admit(&config.capacity, &facts.held()?, &permit.need())?;
+            capacity::admit(&config.capacity, &facts.held()?, &Need::of(permit.spec()))?;
             let (changes, child) = spawn::spawn(*permit, fresh, now);
             Ok((changes, child))
         })
@@ -185,18 +170,17 @@ const SIZES_MAX: usize = 8;
 
 /// Every size of machine is another snapshot, whose making is nobody's CPU time: a tree has some, not
 /// any number.
-fn check_size(facts: &Facts<'_>, ctx: &Ctx, permit: &Permit) -> Result<(), WriteError> {
-    let Some(parent) = facts.instance(permit.parent())? else { return Ok(()) };
+fn check_size(ctx: &Ctx, permit: &Permit) -> Result<(), Refusal> {
     let spec = permit.spec();
     let size = (spec.image.clone(), spec.cpu.vcpus(), spec.memory);
-    if ctx.sizes.admit(&parent.tree, size, SIZES_MAX) {
+    if ctx.sizes.admit(permit.tree(), size, SIZES_MAX) {
         return Ok(());
     }
     let message = format!("this tree has asked for machines of {SIZES_MAX} sizes already");
     let mut refusal = Refusal::denied("sizes", message);
     refusal.allowed = Some(SIZES_MAX.to_string());
     refusal.hint = Some("use image_ref, vcpus and memory_mb of an earlier child".to_owned());
-    Err(refusal.into())
+    Err(refusal)
 }
 
 /// Where links lead, of a path on the host; not looked at for who may give no directory away.
@@ -271,7 +255,7 @@ pub async fn start(caller: &Caller, app: &App, name: &str) -> Result<StatusWord,
             && changes.iter().any(|c| matches!(c, Change::InstanceStarts { .. }))
         {
             let child = scene.record(id)?;
-            capacity::admit(&config.capacity, &facts.held()?, &instances::need_again(&child.spec))?;
+            capacity::admit(&config.capacity, &facts.held()?, &Need::again(&child.spec))?;
         }
         Ok(scene)
     })

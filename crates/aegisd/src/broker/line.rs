@@ -4,14 +4,12 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_wire::bounds::{RPC_IN_FLIGHT_MAX, WORKER_LINE_MAX};
+use aegis_wire::bounds::RPC_IN_FLIGHT_MAX;
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::words::InstanceId;
 use aegis_wire::worker::{BrokerAnswer, Brokered};
 use serde_json::Value;
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
-};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::bulk::Bulk;
@@ -76,7 +74,7 @@ async fn converse(app: &App, machine: &Arc<Machine>, connection: Connection) {
         // Before the next line is read: a worker that asks too much waits.
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
         let call = tokio::select! {
-            line = next(&mut lines) => match line {
+            line = lifecycle::read_line::<_, Brokered>(&mut lines) => match line {
                 Ok(Some(call)) => call,
                 Ok(None) => break,
                 Err(error) => {
@@ -103,19 +101,6 @@ async fn converse(app: &App, machine: &Arc<Machine>, connection: Connection) {
         });
     }
     writer.abort();
-}
-
-/// Reads one call; `None` at the end.
-async fn next<R>(lines: &mut BufReader<R>) -> std::io::Result<Option<Brokered>>
-where
-    R: AsyncRead + Unpin,
-{
-    let mut line = Vec::new();
-    lines.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
-    if line.last() != Some(&b'\n') {
-        return Ok(None);
-    }
-    serde_json::from_slice(&line).map(Some).map_err(std::io::Error::other)
 }
 
 async fn write_all<W>(mut to: W, mut queue: mpsc::Receiver<BrokerAnswer>)

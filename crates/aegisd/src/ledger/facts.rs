@@ -117,6 +117,11 @@ impl<'a> Facts<'a> {
         self.one("SELECT * FROM guest WHERE id = ?1", [id.as_str()], rows::guest)
     }
 
+    /// The guest whose machine, or below whose machine, an instance is.
+    pub fn guest_of(&self, instance: &Instance) -> Result<Option<Guest>, Error> {
+        instance.guest.as_ref().map_or(Ok(None), |id| self.guest(id))
+    }
+
     /// The guest whose token has this hash.
     pub fn guest_by_token(&self, hash: &SecretHash) -> Result<Option<Guest>, Error> {
         self.one("SELECT * FROM guest WHERE token_hash = ?1", [hash.0], rows::guest)

@@ -2,9 +2,8 @@
 
 use std::collections::HashSet;
 
-use aegis_wire::bounds::KILL_VERIFY_DEADLINE;
 use aegis_wire::words::InstanceId;
-use aegis_wire::worker::{Event, Reap, Request};
+use aegis_wire::worker::{Event, Request};
 use anyhow::Context as _;
 
 use super::{Lifecycle, steps, worker};
@@ -25,17 +24,7 @@ pub(super) async fn adopt(lifecycle: &Lifecycle) -> anyhow::Result<()> {
             continue;
         }
         tracing::warn!(instance = %id, "a machine without a record is destroyed");
-        let ask = Reap {
-            run_dir: ctx.run_dir(&id),
-            cgroup: steps::cgroup(ctx, id.as_str()),
-            disk: Some(ctx.instance_dir(&id).join("disk.img")),
-            deadline_ms: u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX),
-        };
-        match worker::reap(ctx, &ask).await {
-            Ok(reaped) if reaped.remaining.is_empty() => {}
-            Ok(reaped) => tracing::error!(instance = %id, remaining = ?reaped.remaining, "orphan"),
-            Err(error) => tracing::error!(instance = %id, %error, "orphan"),
-        }
+        steps::reap_stray(ctx, &id, true).await;
     }
     forget_logs(ctx)?;
     for instance in &instances {

@@ -378,7 +378,7 @@ impl Driver {
         let now = self.ctx().now();
         self.ctx().ledger.read(|f| {
             let Some(instance) = f.instance(&self.id)? else { return Ok(false) };
-            let Some(guest) = guest_of(f, &instance)? else { return Ok(false) };
+            let Some(guest) = f.guest_of(&instance)? else { return Ok(false) };
             let mut family = f.family(&instance.tree)?;
             let own = family.iter_mut().filter(|i| i.id == self.id);
             own.for_each(|i| i.usage_boot = i.usage_boot.at_least(live));
@@ -399,7 +399,7 @@ impl Driver {
             .ledger
             .write(ACTOR, move |facts| {
                 let Some(instance) = facts.instance(&id)? else { return Ok((vec![], ())) };
-                let guest = guest_of(facts, &instance)?;
+                let guest = facts.guest_of(&instance)?;
                 let family = facts.family(&instance.tree)?;
                 let mut changes = observe(&instance, guest.as_ref(), &family, fact, now);
                 if let Some(guest) = guest {
@@ -416,13 +416,6 @@ impl Driver {
 fn wakes(instance: &Instance) -> bool {
     let of_guest = instance.guest.is_some() && instance.parent.is_none();
     instance.enabled && instance.state == InstanceState::Stopped && !of_guest
-}
-
-fn guest_of(facts: &Facts<'_>, instance: &Instance) -> Result<Option<Guest>, Error> {
-    match &instance.guest {
-        Some(id) => facts.guest(id),
-        None => Ok(None),
-    }
 }
 
 /// When the last machine of a killed guest is proven gone, the receipt is written with that proof.

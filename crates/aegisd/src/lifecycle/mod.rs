@@ -32,7 +32,7 @@ use pool::Pool;
 
 pub use calls::{open_bulk, serve_calls};
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, probe};
+pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aegis_wire::bounds::{KILL_VERIFY_DEADLINE, WORKER_GENERATION};
+use aegis_wire::bounds::WORKER_GENERATION;
 use aegis_wire::words::{DiskBytes, InstanceId};
-use aegis_wire::worker::{Event, Golden, Launch, MachineState, Reap, Request, Spare};
+use aegis_wire::worker::{Event, Golden, Launch, MachineState, Request, Spare};
 use futures_util::FutureExt as _;
 use tokio::io::AsyncBufReadExt as _;
 use tokio::task::JoinHandle;
@@ -140,7 +140,8 @@ impl Pool {
             Ok(_) => {}
             Err(_) => slot.work.abort(),
         }
-        tokio::spawn(reap(Arc::clone(ctx), slot.id));
+        let ctx = Arc::clone(ctx);
+        tokio::spawn(async move { steps::reap_stray(&ctx, &slot.id, false).await });
         None
     }
 
@@ -232,21 +233,7 @@ async fn discard(ctx: Shared, slot: Slot) {
     slot.work.abort();
     // Its connection is closed only when nothing of it runs any more.
     let _ = slot.work.await;
-    reap(ctx, slot.id).await;
-}
-
-async fn reap(ctx: Shared, id: InstanceId) {
-    let ask = Reap {
-        run_dir: ctx.run_dir(&id),
-        cgroup: steps::cgroup(&ctx, id.as_str()),
-        disk: None,
-        deadline_ms: u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX),
-    };
-    match worker::reap(&ctx, &ask).await {
-        Ok(reaped) if reaped.remaining.is_empty() => {}
-        Ok(reaped) => tracing::error!(spare = %id, remaining = ?reaped.remaining, "spare"),
-        Err(error) => tracing::error!(spare = %id, %error, "spare"),
-    }
+    steps::reap_stray(&ctx, &slot.id, false).await;
 }
 
 fn stamp(path: &PathBuf) -> Option<Stamp> {

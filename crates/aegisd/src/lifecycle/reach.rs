@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_rules::capacity::{self, Need};
 use aegis_rules::instance::{Asked, InstanceState, Verb, Wanted, ask};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::rpc::CODE_CONFLICT;
@@ -72,26 +73,19 @@ impl Lifecycle {
     async fn wake(&self, id: &InstanceId) -> Result<(), WriteError> {
         let ctx = Arc::clone(&self.inner.ctx);
         let (copy, now) = (id.clone(), ctx.now());
-        let capacity = ctx.config.capacity;
+        let lent = ctx.config.capacity;
         ctx.ledger
             .write("connection", move |facts| {
                 let gone = || Refusal::new(Code::InstanceNotFound, "instance not found");
                 let instance = facts.instance(&copy)?.ok_or_else(gone)?;
-                let guest = match &instance.guest {
-                    Some(id) => facts.guest(id)?,
-                    None => None,
-                };
+                let guest = facts.guest_of(&instance)?;
                 let family = facts.family(&instance.tree)?;
                 match ask(&instance, guest.as_ref(), &family, Verb::Wake, now)? {
                     Asked::Already => Ok((vec![], ())),
                     Asked::Yes(changes) => {
                         if instance.state == InstanceState::Stopped {
-                            let need = aegis_rules::capacity::Need {
-                                memory: instance.spec.memory,
-                                disk: aegis_wire::words::DiskBytes(0),
-                                vcpus: instance.spec.cpu.vcpus(),
-                            };
-                            aegis_rules::capacity::admit(&capacity, &facts.held()?, &need)?;
+                            let need = Need::again(&instance.spec);
+                            capacity::admit(&lent, &facts.held()?, &need)?;
                         }
                         Ok((changes, ()))
                     }

@@ -85,6 +85,12 @@ pub(super) async fn launch(
 /// What a machine is cloned from.
 pub(super) fn golden(ctx: &Ctx, spec: &Spec) -> Result<Golden, WorkerError> {
     let machines = &ctx.config.machines;
+    let image = spec.image.as_str();
+    let missing = || {
+        WorkerError::Program(format!(
+            "there is no image {image} on this host; `aegis setup` makes the image base"
+        ))
+    };
     Ok(Golden {
         dir: ctx.config.home.join("golden"),
         qemu: machines.qemu.clone(),
@@ -92,21 +98,11 @@ pub(super) fn golden(ctx: &Ctx, spec: &Spec) -> Result<Golden, WorkerError> {
         modules: machines.modules.clone(),
         harness: machines.programs.join("aegis-harness"),
         mcp: machines.programs.join("aegis-mcp-guest"),
-        base: image(ctx, spec.image.as_str())?,
+        base: ctx.config.image(image).ok_or_else(missing)?,
         vcpus: spec.cpu.vcpus(),
         memory: spec.memory,
         accel: machines.accel,
     })
-}
-
-fn image(ctx: &Ctx, name: &str) -> Result<std::path::PathBuf, WorkerError> {
-    let base = ctx.config.home.join("images").join(name).join("base.erofs");
-    if name.contains('/') || !base.exists() {
-        return Err(WorkerError::Program(format!(
-            "there is no image {name} on this host; `aegis setup` makes the image base"
-        )));
-    }
-    Ok(base)
 }
 
 /// A host name has at most 63 of letters, digits and `-`.
@@ -133,8 +129,8 @@ pub(super) async fn suspend(ctx: &Ctx, instance: &Instance) -> Result<(), Worker
     worker::ask(ctx, &instance.id, &Request::Suspend, SUSPEND_DEADLINE).await.map(drop)
 }
 
-/// Ends the machine in order. What it leaves is cleared by the next step.
-/// One whose memory is on disk wakes before.
+/// Ends the machine in order; one whose memory is on disk wakes before. What it leaves is cleared by
+/// the next step.
 pub(super) async fn shutdown(
     ctx: &Ctx,
     instance: &Instance,
@@ -148,7 +144,7 @@ pub(super) async fn shutdown(
 
 /// Removes what an ended machine left, but its disk.
 pub(super) async fn clear(ctx: &Ctx, instance: &Instance) -> Result<Fact, WorkerError> {
-    let reaped = reap(ctx, instance, false).await?;
+    let reaped = reap(ctx, &instance.id, false).await?;
     if !reaped.remaining.is_empty() {
         return Err(WorkerError::Program(format!("reap: {}", reaped.remaining.join("; "))));
     }
@@ -161,7 +157,7 @@ pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, Work
     let frozen =
         worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
     let frozen_at = frozen.then(|| ctx.now());
-    let reaped = reap(ctx, instance, true).await?;
+    let reaped = reap(ctx, &instance.id, true).await?;
     if reaped.remaining.is_empty() && instance.guest.is_none() {
         // The record goes too; what is answered as deleted leaves nothing.
         forget(ctx, &instance.id);
@@ -185,12 +181,22 @@ pub(super) fn forget(ctx: &Ctx, id: &InstanceId) {
     }
 }
 
-async fn reap(ctx: &Ctx, instance: &Instance, disk: bool) -> Result<Reaped, WorkerError> {
+/// Removes a machine that no record bears, a spare or what is left of one; `disk` says whether a disk
+/// may be there.
+pub(super) async fn reap_stray(ctx: &Ctx, id: &InstanceId, disk: bool) {
+    match reap(ctx, id, disk).await {
+        Ok(reaped) if reaped.remaining.is_empty() => {}
+        Ok(reaped) => tracing::error!(machine = %id, remaining = ?reaped.remaining, "it stays"),
+        Err(error) => tracing::error!(machine = %id, %error, "it stays"),
+    }
+}
+
+async fn reap(ctx: &Ctx, id: &InstanceId, disk: bool) -> Result<Reaped, WorkerError> {
     let deadline_ms = u64::try_from(KILL_VERIFY_DEADLINE.as_millis()).unwrap_or(u64::MAX);
     let ask = Reap {
-        run_dir: ctx.run_dir(&instance.id),
-        cgroup: cgroup(ctx, instance.id.as_str()),
-        disk: disk.then(|| ctx.instance_dir(&instance.id).join("disk.img")),
+        run_dir: ctx.run_dir(id),
+        cgroup: cgroup(ctx, id.as_str()),
+        disk: disk.then(|| ctx.instance_dir(id).join("disk.img")),
         deadline_ms,
     };
     worker::reap(ctx, &ask).await

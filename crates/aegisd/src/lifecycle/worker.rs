@@ -71,19 +71,22 @@ pub(super) async fn say_more<T: Serialize>(
 }
 
 /// Reads one line of at most [`WORKER_LINE_MAX`] bytes; `None` at the end.
-pub(super) async fn read_line<R, T>(from: &mut R) -> io::Result<Option<T>>
+pub async fn read_line<R, T>(from: &mut R) -> io::Result<Option<T>>
 where
     R: AsyncBufRead + Unpin,
     T: DeserializeOwned,
 {
-    let mut line = Vec::new();
-    let n = from.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
-    if n == 0 || line.last() != Some(&b'\n') {
-        return Ok(None);
-    }
+    let Some(line) = read_raw(from).await? else { return Ok(None) };
     serde_json::from_slice(&line)
         .map(Some)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// The same line as it came, newline included.
+pub async fn read_raw<R: AsyncBufRead + Unpin>(from: &mut R) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    from.take(WORKER_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    Ok((line.last() == Some(&b'\n')).then_some(line))
 }
 
 /// Says a request that is answered by one [`Reply`].

@@ -9,7 +9,7 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::words::{DurationMs, Time};
 use aegis_wire::worker::MachineState;
 
-use super::{ACTOR, Driver, guest_of, wanted_gone};
+use super::{ACTOR, Driver, wanted_gone};
 use crate::keys;
 use crate::ledger::WriteError;
 use crate::lifecycle::{calls, steps};
@@ -75,7 +75,7 @@ impl Driver {
                 ctx.ledger
                     .write(ACTOR, move |facts| {
                         let Some(instance) = facts.instance(&id)? else { return Ok((vec![], ())) };
-                        let guest = guest_of(facts, &instance)?;
+                        let guest = facts.guest_of(&instance)?;
                         let family = facts.family(&instance.tree)?;
                         match ask(&instance, guest.as_ref(), &family, Verb::Pause, now) {
                             Ok(Asked::Yes(changes)) => Ok((changes, ())),
