@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::cage::Cage;
 use crate::note::note;
-use crate::{modules, sys};
+use crate::{modules, net, sys};
 
 /// A file that hides the kernel's own boot id once it is written to.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -53,6 +53,7 @@ pub fn boot() -> io::Result<Booted> {
         remark("addresses", fs::write("/proc/sys/kernel/randomize_va_space", "0"));
     }
     remark("loopback", sys::loopback_up());
+    remark("network", net::up());
     remark("priority", rustix::process::setpriority_process(None, NICE).map_err(Into::into));
     let files = Rlimit { current: Some(FILES.0), maximum: Some(FILES.1) };
     remark("files", rustix::process::setrlimit(Resource::Nofile, files).map_err(Into::into));

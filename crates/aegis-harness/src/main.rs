@@ -20,6 +20,7 @@ mod hands;
 mod identity;
 mod machine;
 mod modules;
+mod net;
 mod note;
 mod output;
 mod pipe;

@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use crate::disks::Disks;
-use crate::sys;
+use crate::{net, sys};
 
 /// Where the read-only base is mounted before the root changes.
 pub const BASE: &str = "/base";
@@ -106,7 +106,7 @@ fn write_names(own: &OwnedFd, names: &Names<'_>) {
     // What a machine made of these in an earlier life stays.
     if new {
         texts.push(("hosts", hosts(hostname)));
-        texts.push(("resolv.conf", "# This machine has no network.\n".to_owned()));
+        texts.push(("resolv.conf", net::resolv_conf()));
     }
     for (name, text) in texts {
         if let Err(e) = write_below(own, &format!("upper/etc/{name}"), text.as_bytes()) {

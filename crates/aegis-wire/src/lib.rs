@@ -15,6 +15,7 @@ pub mod channel;
 pub mod couch;
 pub mod error;
 pub mod host;
+pub mod link;
 pub mod logs;
 pub mod path;
 #[cfg(feature = "pipe")]

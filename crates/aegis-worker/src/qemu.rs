@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use aegis_wire::link;
 use aegis_wire::words::MemoryMb;
 use anyhow::Context as _;
 use tokio::net::UnixStream;
@@ -26,6 +27,8 @@ pub const DISK_NODE: &str = "b1";
 /// First of the user ids that machines run as; the rest comes from the machine's id.
 const UID_BASE: u32 = 1_900_000_000;
 const UID_BITS: u32 = 27;
+/// Address of every machine's card: it is alone on its link with the gateway.
+const MAC: &str = "52:54:00:ae:91:05";
 const KVM_DEVICE: &str = "/dev/kvm";
 
 /// How machines run on this host.
@@ -97,6 +100,8 @@ pub struct Vmm {
     pub ctl: UnixStream,
     /// Our end of the monitor.
     pub qmp: UnixStream,
+    /// Our end of the machine's only link to anything: frames behind their length.
+    pub net: OwnedFd,
     /// Number of the state's descriptor inside QEMU.
     pub state_fd: Option<RawFd>,
 }
@@ -106,6 +111,7 @@ pub struct Vmm {
 struct Numbers {
     ctl: RawFd,
     qmp: RawFd,
+    net: RawFd,
     memory: RawFd,
     base: RawFd,
     disk: RawFd,
@@ -131,9 +137,12 @@ pub fn start(
 ) -> anyhow::Result<Vmm> {
     let (ctl, qemu_ctl) = socket_pair()?;
     let (qmp, qemu_qmp) = socket_pair()?;
+    let (net, qemu_net) = std::os::unix::net::UnixStream::pair()?;
+    let (net, qemu_net) = (OwnedFd::from(net), OwnedFd::from(qemu_net));
     let numbers = Numbers {
         ctl: qemu_ctl.as_raw_fd(),
         qmp: qemu_qmp.as_raw_fd(),
+        net: qemu_net.as_raw_fd(),
         memory: parts.memory.as_raw_fd(),
         base: parts.base.as_raw_fd(),
         disk: parts.disk.as_raw_fd(),
@@ -143,7 +152,8 @@ pub fn start(
     let state_fd = parts.state.as_ref().map(|fd| fd.as_raw_fd());
     let mut command = Command::new(program);
     command.args(arguments(shape, birth, numbers)).stdout(Stdio::null());
-    let mut keep = vec![qemu_ctl, qemu_qmp, parts.memory, parts.base, parts.disk, parts.kernel];
+    let mut keep = vec![qemu_ctl, qemu_qmp, qemu_net];
+    keep.extend([parts.memory, parts.base, parts.disk, parts.kernel]);
     keep.extend(parts.initrd);
     keep.extend(parts.state);
     let groups = match shape.engine {
@@ -164,7 +174,7 @@ pub fn start(
     );
     let child =
         Child::spawn(command).with_context(|| format!("can't start {}", program.display()))?;
-    Ok(Vmm { child, ctl, qmp, state_fd })
+    Ok(Vmm { child, ctl, qmp, net, state_fd })
 }
 
 /// The user id that a machine's QEMU runs as, when this process may choose: the same for the same
@@ -258,6 +268,11 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
     add(&["-device", "virtio-serial-device,max_ports=2"]);
     add(&["-device", "virtserialport,chardev=ctl,name=ctl,nr=1,id=ctlport"]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", fd.qmp), "-mon", "chardev=qmp,mode=control"]);
+    let backend = format!("stream,id=n0,server=off,addr.type=fd,addr.str={}", fd.net);
+    add(&["-netdev", &backend]);
+    // Few large packets make it fast: no checksum or segment is left to hardware here.
+    let card = format!("virtio-net-device,id=net0,netdev=n0,mac={MAC},host_mtu={}", link::MTU);
+    add(&["-device", &card]);
     // A guest may drain 1 MiB/s of the host's randomness, no more.
     add(&["-object", "rng-builtin,id=rng0"]);
     add(&["-device", "virtio-rng-device,rng=rng0,max-bytes=1048576,period=1000"]);
@@ -323,7 +338,7 @@ mod tests {
         let golden = devices(Birth::Golden { tsc_khz: Some(1) });
         assert_eq!(golden, devices(Birth::Clone));
         assert_eq!(golden, devices(Birth::Wake));
-        assert_eq!(golden.len(), 5);
+        assert_eq!(golden.len(), 6);
         assert!(!golden.iter().any(|d| d.contains("balloon")), "corrupts what clones share");
     }
 

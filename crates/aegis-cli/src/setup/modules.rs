@@ -15,19 +15,20 @@ use super::tool::Tool;
 use crate::failure::{Failure, Result};
 
 /// Without these no machine comes up.
-const REQUIRED: [&str; 9] = [
+const REQUIRED: [&str; 10] = [
     "virtio_ring",
     "virtio",
     "virtio_mmio",
     "virtio_console",
     "virtio_blk",
+    "virtio_net",
     "virtio_rng",
     "ext4",
     "erofs",
     "overlay",
 ];
 /// Taken along where the kernel has them.
-const WELCOME: [&str; 5] = ["failover", "net_failover", "virtio_net", "crc32c_generic", "fuse"];
+const WELCOME: [&str; 2] = ["crc32c_generic", "fuse"];
 
 /// Deepest directory below `lib/modules/<version>` that is looked into.
 const DEPTH_MAX: usize = 16;
