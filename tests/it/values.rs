@@ -210,7 +210,15 @@ fn each_optional_field_of_an_invite_is_checked() {
         (
             "egressAllow",
             vec![json!(null), json!([]), json!(["*.example.com", "1.2.3.0/24"]), names(256)],
-            vec![json!("all"), json!([7]), json!([" "]), json!([long]), names(257), json!({})],
+            vec![
+                json!("all"),
+                json!([7]),
+                json!([" "]),
+                json!(["http://a.b"]),
+                json!([long]),
+                names(257),
+                json!({}),
+            ],
         ),
         (
             "hostServices",

@@ -6,7 +6,7 @@
 //!
 //! Start reading at [`invite`]: an invite becomes a guest; then [`instance`]: what a machine's next
 //! step is; then [`authorize`]: what a machine may ask for, and [`cascade`]: what an end takes with it;
-//! then [`kill`]: what must be proven gone. All that can ever be written is a
+//! then [`kill`]: what must be proven gone; and [`egress`]: what it may reach. All that can ever be written is a
 //! [`change::Change`]; [`words`] are what all of them speak.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ pub mod capability;
 pub mod capacity;
 pub mod cascade;
 pub mod change;
+pub mod egress;
 pub mod envelope;
 pub mod guest;
 pub mod idle;

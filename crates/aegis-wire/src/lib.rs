@@ -23,5 +23,6 @@ pub mod pipe;
 pub mod worker;
 
 pub use aegis_rules::audit;
+pub use aegis_rules::egress;
 pub use aegis_rules::refusal;
 pub use aegis_rules::words;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::egress::AllowList;
 use crate::host::check_reachable;
 use crate::refusal::{Code, Refusal};
 use crate::words::{
@@ -112,7 +113,11 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         },
         egress_allow: match present(body, "egressAllow") {
             None => None,
-            Some(value) => Some(texts(value, "egressAllow")?),
+            Some(value) => {
+                let texts = texts(value, "egressAllow")?;
+                AllowList::parse(&texts, "egressAllow")?;
+                Some(texts)
+            }
         },
         host_services: match present(body, "hostServices") {
             None => Vec::new(),
@@ -370,6 +375,9 @@ mod tests {
         assert_eq!(with("agentPort", json!(7777)), "agentPort");
         assert_eq!(with("onLimit", json!("explode")), "onLimit");
         assert_eq!(with("golden", json!("../etc")), "golden");
+        for bad in ["http://example.com", "10.0.0.1/8", "a*.example.com", "example.com:0"] {
+            assert_eq!(with("egressAllow", json!(["example.com", bad])), "egressAllow");
+        }
     }
 
     #[test]
