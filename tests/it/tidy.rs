@@ -10,11 +10,12 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 10] = [
+const CRATES: [(&str, &[&str]); 11] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
     ("aegisd", &["aegis-rules", "aegis-wire"]),
-    ("aegis-worker", &["aegis-wire"]),
+    ("aegis-gateway", &["aegis-wire"]),
+    ("aegis-worker", &["aegis-gateway", "aegis-wire"]),
     ("aegis-harness", &["aegis-wire"]),
     ("aegis-mcp-guest", &["aegis-wire"]),
     ("aegis-cli", &["aegis-wire"]),

@@ -1,0 +1,152 @@
+//! The gateway as its owner sees it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aegis_wire::egress::Policy;
+use tokio::sync::mpsc;
+
+use crate::budgets::Budgets;
+use crate::meter::{Counters, Counts};
+use crate::news::News;
+
+/// What a gateway needs to begin.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The hatch's socket of this machine.
+    pub door: PathBuf,
+    /// Who is asked for names, in this order; nobody: names fail.
+    pub resolvers: Vec<SocketAddr>,
+    /// What the machine may make the gateway hold.
+    pub budgets: Budgets,
+}
+
+/// A running gateway: one thread. It ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Gateway(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    waker: mio::Waker,
+    news: Mutex<Option<mpsc::Receiver<News>>>,
+}
+
+/// What the owner's threads and the gateway's have in common.
+#[derive(Default)]
+pub(crate) struct Shared {
+    wanted: Mutex<Wanted>,
+    pub counters: Counters,
+}
+
+/// What is to become true. Levels, not a queue: what is set twice before it is looked at holds in
+/// its last form.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    pub end: bool,
+    pub cut: bool,
+    pub policy: Option<(Policy, Vec<String>)>,
+    pub allowance: Option<(u64, bool)>,
+    pub door: Option<PathBuf>,
+    pub link: Option<Link>,
+}
+
+pub(crate) enum Link {
+    Plugged(OwnedFd),
+    Unplugged,
+}
+
+impl Shared {
+    /// Takes what is to become true.
+    pub fn take(&self) -> Wanted {
+        std::mem::take(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        // Nothing that holds it can panic half-way.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gateway {
+    /// Starts a gateway on a thread of its own: policy closed, nothing plugged, nothing allowed.
+    ///
+    /// # Errors
+    /// Of the kernel: no descriptors or threads left.
+    pub fn start(config: Config) -> io::Result<Gateway> {
+        let _ = config;
+        let poll = mio::Poll::new()?;
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0))?;
+        let (_tell, news) = mpsc::channel(64);
+        let shared = Arc::new(Shared::default());
+        Ok(Gateway(Arc::new(Handle { shared, waker, news: Mutex::new(Some(news)) })))
+    }
+
+    /// Takes a connected unix stream socket of a machine's network card. It replaces an earlier
+    /// one, whose flows are dropped.
+    pub fn plug(&self, link: OwnedFd) {
+        self.want(|wanted| wanted.link = Some(Link::Plugged(link)));
+    }
+
+    /// Drops the link and all flows: the machine is suspended.
+    pub fn unplug(&self) {
+        self.want(|wanted| wanted.link = Some(Link::Unplugged));
+    }
+
+    /// What the machine may reach from now on; flows that it may not have any more are reset. Plain
+    /// HTTP to the hosts in `via_hatch`, at port 80, goes through the hatch.
+    ///
+    /// A policy that is set before a link is plugged is in force before its first frame.
+    pub fn set_policy(&self, policy: Policy, via_hatch: Vec<String>) {
+        self.want(|wanted| wanted.policy = Some((policy, via_hatch)));
+    }
+
+    /// Payload bytes to outside that may have been sent in all, since the start. With `last` no
+    /// more will come: at that byte all flows to outside are reset, and new ones refused. Without,
+    /// they wait.
+    pub fn set_allowance(&self, ceiling: u64, last: bool) {
+        self.want(|wanted| wanted.allowance = Some((ceiling, last)));
+    }
+
+    /// The hatch's socket is now there.
+    pub fn set_door(&self, door: PathBuf) {
+        self.want(|wanted| wanted.door = Some(door));
+    }
+
+    /// Resets every flow and lets nothing new through, for good.
+    pub fn cut(&self) {
+        self.want(|wanted| wanted.cut = true);
+    }
+
+    /// What was counted up to now; takes no lock.
+    pub fn counts(&self) -> Counts {
+        self.0.shared.counters.read()
+    }
+
+    /// What the gateway tells; `None` if it was taken before. The channel is bounded, and news that
+    /// find no room are dropped. It ends with the gateway's thread.
+    pub fn news(&self) -> Option<mpsc::Receiver<News>> {
+        self.0.news.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        self.0.want(change);
+    }
+}
+
+impl Handle {
+    fn want(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.shared.lock());
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "the gateway can't be woken");
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.want(|wanted| wanted.end = true);
+    }
+}
