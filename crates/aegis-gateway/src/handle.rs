@@ -1,5 +1,6 @@
 //! The gateway as its owner sees it.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -7,14 +8,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aegis_wire::egress::Policy;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::budgets::Budgets;
 use crate::meter::{Counters, Counts};
 use crate::news::News;
 
 /// What a gateway needs to begin.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// The hatch's socket of this machine.
     pub door: PathBuf,
@@ -22,6 +23,9 @@ pub struct Config {
     pub resolvers: Vec<SocketAddr>,
     /// What the machine may make the gateway hold.
     pub budgets: Budgets,
+    /// Where the number of bytes sent is written (eight bytes, low end first, at the beginning)
+    /// before they leave: it outlives this process.
+    pub book: Option<File>,
 }
 
 /// A running gateway: one thread. It ends when the last handle is dropped.
@@ -49,6 +53,9 @@ pub(crate) struct Wanted {
     pub cut: bool,
     pub policy: Option<(Policy, Vec<String>)>,
     pub allowance: Option<(u64, bool)>,
+    /// Answered with what was sent; nothing more is until an allowance comes that was set later.
+    pub trim: Vec<oneshot::Sender<u64>>,
+    pub resolvers: Option<Vec<SocketAddr>>,
     pub door: Option<PathBuf>,
     pub link: Option<Link>,
 }
@@ -108,6 +115,22 @@ impl Gateway {
     /// they wait.
     pub fn set_allowance(&self, ceiling: u64, last: bool) {
         self.want(|wanted| wanted.allowance = Some((ceiling, last)));
+    }
+
+    /// Takes back what may be sent and was not; returns what was sent since the start. `None` when the
+    /// gateway has ended.
+    pub async fn trim(&self) -> Option<u64> {
+        let (answer, answered) = oneshot::channel();
+        self.want(|wanted| {
+            wanted.allowance = None;
+            wanted.trim.push(answer);
+        });
+        answered.await.ok()
+    }
+
+    /// Who is asked for names from now on, in this order.
+    pub fn set_resolvers(&self, resolvers: Vec<SocketAddr>) {
+        self.want(|wanted| wanted.resolvers = Some(resolvers));
     }
 
     /// The hatch's socket is now there.
