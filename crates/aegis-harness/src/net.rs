@@ -53,10 +53,9 @@ pub fn up() -> io::Result<()> {
     ask(&socket, kernel::NEW_LINK, 0, &link_up(index))?;
     let (guest4, guest6) = GUEST;
     let (gateway4, gateway6) = GATEWAY;
-    for (own, gateway) in [
-        (IpAddr::V4(guest4), IpAddr::V4(gateway4)),
-        (IpAddr::V6(guest6), IpAddr::V6(gateway6)),
-    ] {
+    for (own, gateway) in
+        [(IpAddr::V4(guest4), IpAddr::V4(gateway4)), (IpAddr::V6(guest6), IpAddr::V6(gateway6))]
+    {
         ask(&socket, kernel::NEW_ADDRESS, kernel::CREATE_OR_REPLACE, &address(index, own))?;
         ask(&socket, kernel::NEW_ROUTE, kernel::CREATE_OR_REPLACE, &route(index, gateway))?;
     }

@@ -8,12 +8,14 @@ use crate::capability::{
     Capabilities, CapabilityAsk, PATTERN_MAX, Workspace, WorkspaceAsk, narrow,
 };
 use crate::change::Change;
+use crate::egress::EgressAsk;
 use crate::envelope::{self, Draw, EnvelopeAsk};
 use crate::guest::Guest;
 use crate::instance::{
     Asked, Expose, Instance, InstanceState, Spec, Verb, Wanted, ask, children, find,
 };
 use crate::refusal::{Code, Refusal};
+use crate::request::{self, Wish};
 use crate::spawn::Permit;
 use crate::words::{DiskBytes, DurationMs, InstanceId, Port, Time};
 
@@ -61,6 +63,8 @@ pub struct SpawnAsk {
     pub capabilities: CapabilityAsk,
     /// What it and its descendants may hold and spend.
     pub envelope: EnvelopeAsk,
+    /// What it and its descendants may reach, of what its parent may.
+    pub egress: EgressAsk,
 }
 
 /// What is asked for. A child is named by id or handle.
@@ -97,6 +101,13 @@ pub enum Request<'a> {
     Expose(Expose),
     /// That it may not any more.
     Unexpose(Port),
+    /// That the host gives it more.
+    Access {
+        /// Of what.
+        wish: Wish,
+        /// For people.
+        reason: Option<String>,
+    },
 }
 
 /// A yes.
@@ -172,6 +183,9 @@ pub fn authorize(call: &Call<'_>, request: Request<'_>, now: Time) -> Result<Gra
                 return Err(Refusal::new(Code::InstanceNotFound, message));
             }
             own(vec![Change::InstanceUnexposed { id: caller.id.clone(), guest_port, at: now }])
+        }
+        Request::Access { wish, reason } => {
+            own(request::raise(call.guest, &caller.id, wish, reason, now)?)
         }
     }
 }
@@ -271,7 +285,7 @@ fn spawn(
     may_spawn(may)?;
     room_for_child(call, caller, may)?;
     let workspace = within_claims(may, &asked)?;
-    let SpawnAsk { mut spec, secrets, capabilities, envelope: limits, .. } = asked;
+    let SpawnAsk { mut spec, secrets, capabilities, envelope: limits, egress, .. } = asked;
     // A default that was cut down to what is left must not become a machine without a disk.
     spec.disk = spec.disk.max(DiskBytes::LEAST);
     if let Some(expose) = spec.exposes.iter().find(|e| e.public_port.is_some()) {
@@ -295,6 +309,7 @@ fn spawn(
         spec,
         capabilities,
         envelope,
+        egress: egress.granted(),
         ends_at,
         secrets,
         workspace,

@@ -7,12 +7,14 @@
 mod apply;
 
 use crate::audit::{Note, Subject};
+use crate::egress::{Denied, Egress};
 use crate::guest::{Guest, GuestStatus};
 use crate::instance::{Exit, Expose, Instance, InstanceState, Wanted};
 use crate::invite::Invite;
 use crate::kill::{MachineEnd, Receipt};
 use crate::refusal::{Code, Refusal};
-use crate::words::{GuestId, InstanceId, InviteId, Label, Port, Time, Usage};
+use crate::request::AccessRequest;
+use crate::words::{EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, Port, Time, Usage};
 
 /// One thing that is written, together with the others of its set or not at all.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,8 +39,16 @@ pub enum Change {
     ProvisionFailed { id: GuestId, reason: String, at: Time },
     /// Numbers that this host can't measure.
     UsageReported { id: GuestId, usage: Usage },
-    /// It passed limits.
-    LimitsExceeded { id: GuestId, violations: Vec<String>, at: Time },
+    /// It passed limits; `froze` when it was frozen for that.
+    LimitsExceeded { id: GuestId, violations: Vec<String>, froze: bool, at: Time },
+    /// It is within its limits again.
+    LimitsEased { id: GuestId, at: Time },
+    /// It has other limits.
+    GuestLimits { id: GuestId, limits: Box<Limits>, expires_at: Time, at: Time },
+    /// One of its machines asks the host for more.
+    RequestRaised { id: GuestId, request: Box<AccessRequest> },
+    /// The host decided it.
+    RequestDecided { id: GuestId, number: u32, granted: bool, at: Time },
     /// A kill could not be proven yet.
     KillUnverified { id: GuestId, remaining: Vec<String>, at: Time },
     /// A kill is proven.
@@ -60,6 +70,16 @@ pub enum Change {
     InstanceFroze { id: InstanceId, to: InstanceState, at: Time },
     /// What it used in this boot.
     InstanceUsed { id: InstanceId, usage: Usage },
+    /// How many bytes it may send in this boot.
+    EgressAllowed { id: InstanceId, ceiling: EgressBytes },
+    /// What it was allowed and did not send is called back.
+    EgressCalledBack { id: InstanceId },
+    /// What it, and all below it, may reach.
+    EgressSet { id: InstanceId, egress: Box<Egress>, at: Time },
+    /// Its gateway refused it something, so many times.
+    EgressDenied { id: InstanceId, denied: Denied, count: u64, at: Time },
+    /// What it, and all below it, may hold and spend, and until when.
+    InstanceEnvelope { id: InstanceId, envelope: Box<Limits>, ends_at: Option<Time>, at: Time },
     /// A boot failed.
     BootFailed { id: InstanceId, attempts: u32, retry_at: Time, message: String, at: Time },
     /// Its machine has ended.
@@ -169,6 +189,31 @@ impl Change {
             Change::ProvisionFailed { id, reason, .. } => {
                 guest("couch.provision.failed", id, vec![("reason", reason.clone())])
             }
+            Change::LimitsEased { id, .. } => guest("couch.guest.limits_eased", id, vec![]),
+            Change::GuestLimits { id, limits, expires_at, .. } => guest(
+                "couch.guest.limits",
+                id,
+                vec![
+                    ("egressBytes", limits.egress.0.to_string()),
+                    ("tokens", limits.tokens.0.to_string()),
+                    ("expiresAt", expires_at.to_string()),
+                ],
+            ),
+            Change::RequestRaised { id, request } => guest(
+                "couch.guest.requested",
+                id,
+                vec![
+                    ("number", request.number.to_string()),
+                    ("instance", request.from.to_string()),
+                    ("egress", cut(&request.wish.egress.to_string())),
+                    ("reason", cut(request.reason.as_deref().unwrap_or_default())),
+                ],
+            ),
+            Change::RequestDecided { id, number, granted, .. } => guest(
+                if *granted { "couch.guest.granted" } else { "couch.guest.refused" },
+                id,
+                vec![("number", number.to_string())],
+            ),
             Change::LimitsExceeded { id, violations, .. } => guest(
                 "couch.guest.limits_exceeded",
                 id,
@@ -236,6 +281,28 @@ impl Change {
                 data.extend(texts.into_iter().filter_map(|(k, v)| Some((k, cut(v.as_deref()?)))));
                 instance("instance.denied", id, data)
             }
+            Change::EgressSet { id, egress, .. } => {
+                let allow =
+                    egress.allow.as_ref().map_or("all public".to_owned(), |l| l.to_string());
+                let internet = egress.internet.to_string();
+                instance(
+                    "instance.egress",
+                    id,
+                    vec![("internet", internet), ("allow", cut(&allow))],
+                )
+            }
+            Change::EgressDenied { id, denied, count, .. } => instance(
+                "instance.denied",
+                id,
+                vec![
+                    ("method", "egress".to_owned()),
+                    ("code", Code::CapabilityDenied.word().to_owned()),
+                    ("rule", denied.rule.to_owned()),
+                    ("requested", cut(&denied.requested)),
+                    ("allowed", cut(&denied.allowed)),
+                    ("count", count.to_string()),
+                ],
+            ),
             Change::ChildExec { id, parent, command, .. } => instance(
                 "instance.exec",
                 id,
@@ -245,6 +312,9 @@ impl Change {
             | Change::InstanceAbsorbed { .. }
             | Change::InstancePort { .. }
             | Change::InstanceUsed { .. }
+            | Change::EgressAllowed { .. }
+            | Change::EgressCalledBack { .. }
+            | Change::InstanceEnvelope { .. }
             | Change::BootFailed { .. }
             | Change::InstanceCleared { .. }
             | Change::DestroyFailed { .. }
@@ -265,6 +335,10 @@ impl Change {
             | Change::ProvisionFailed { id, .. }
             | Change::UsageReported { id, .. }
             | Change::LimitsExceeded { id, .. }
+            | Change::LimitsEased { id, .. }
+            | Change::GuestLimits { id, .. }
+            | Change::RequestRaised { id, .. }
+            | Change::RequestDecided { id, .. }
             | Change::KillUnverified { id, .. }
             | Change::KillVerified { id, .. } => Subject::Guest(id.clone()),
             Change::InstanceCreated(i) => Subject::Instance(i.id.clone()),
@@ -276,6 +350,11 @@ impl Change {
             | Change::InstanceRuns { id, .. }
             | Change::InstanceFroze { id, .. }
             | Change::InstanceUsed { id, .. }
+            | Change::EgressAllowed { id, .. }
+            | Change::EgressCalledBack { id }
+            | Change::EgressSet { id, .. }
+            | Change::EgressDenied { id, .. }
+            | Change::InstanceEnvelope { id, .. }
             | Change::BootFailed { id, .. }
             | Change::InstanceEnded { id, .. }
             | Change::InstanceCleared { id, .. }

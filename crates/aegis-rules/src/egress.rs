@@ -8,6 +8,7 @@
 mod address;
 mod list;
 mod name;
+mod own;
 mod policy;
 
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 pub use address::{never, plain};
 pub use list::{AllowList, ENTRIES_MAX};
 pub use name::{HostName, ServiceName};
+pub use own::{Egress, EgressAsk, policy};
 pub use policy::{Admitted, Denied, Policy};
 
 /// Stable words for what denied a flow or a question.

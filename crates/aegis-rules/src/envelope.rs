@@ -5,6 +5,7 @@
 //! transaction that would add to it. So no counter can drift, an end gives back what was held by
 //! being recorded, and a crash between two steps changes nothing.
 
+use crate::allowance;
 use crate::capacity::Capacity;
 use crate::instance::{Instance, InstanceState, Spec, ancestors, find, subtree};
 use crate::refusal::{Code, Refusal};
@@ -39,7 +40,7 @@ impl Draw {
             cpu_millis: if live { instance.spec.cpu.0.into() } else { 0 },
             memory_mb: if live { instance.spec.memory.0.into() } else { 0 },
             disk_bytes: if kept { instance.spec.disk.0 } else { 0 },
-            egress_bytes: usage.egress.0,
+            egress_bytes: usage.egress.0.saturating_add(allowance::unsent(instance)),
             tokens: usage.tokens.0,
         }
     }

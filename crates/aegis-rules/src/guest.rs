@@ -6,12 +6,14 @@
 //! ```
 
 use crate::change::Change;
+use crate::exceed;
 use crate::instance::{Instance, InstanceState, Wanted};
 use crate::invite::SecretHash;
 use crate::kill::Receipt;
 use crate::refusal::{Code, Refusal};
+use crate::request::AccessRequest;
 use crate::words::{
-    GuestId, InstanceId, InviteId, Label, Limits, Permissions, PublicKey, Time, Usage,
+    GuestId, InstanceId, InviteId, Label, Limits, OnLimit, Permissions, PublicKey, Time, Usage,
 };
 
 /// Where a guest is in its life.
@@ -129,6 +131,12 @@ pub struct Guest {
     pub reported: Usage,
     /// Whether a passed limit was noted.
     pub limits_exceeded: bool,
+    /// What is done when a limit is passed, where the invite said it.
+    pub on_limit: Option<OnLimit>,
+    /// Whether it is frozen because of a limit.
+    pub frozen_by_limit: bool,
+    /// What its machines asked for, oldest first.
+    pub requests: Vec<AccessRequest>,
     /// When it redeemed.
     pub created_at: Time,
     /// When its time is over.
@@ -171,7 +179,7 @@ impl Guest {
     }
 }
 
-fn wrong_state(what: &str, status: GuestStatus) -> Refusal {
+pub(crate) fn wrong_state(what: &str, status: GuestStatus) -> Refusal {
     Refusal::new(Code::GuestState, format!("cannot {what} guest with status '{}'", status.word()))
 }
 
@@ -327,24 +335,17 @@ pub fn note_usage(guest: &Guest, tree: &[Instance], now: Time) -> Vec<Change> {
     if tree.len() > 1 && peaks != guest.reported {
         changes.push(Change::UsageReported { id: guest.id.clone(), usage: peaks });
     }
-    changes.extend(note_violations(guest, &usage, now));
+    changes.extend(exceeded(guest, tree, &usage, now));
     changes
 }
 
-/// Notes passed limits, once.
-pub fn note_violations(guest: &Guest, usage: &Usage, now: Time) -> Vec<Change> {
-    if guest.limits_exceeded || !guest.status.is_live() {
+/// What follows from passed limits, once.
+pub fn exceeded(guest: &Guest, tree: &[Instance], usage: &Usage, now: Time) -> Vec<Change> {
+    if guest.limits_exceeded {
         return Vec::new();
     }
     let found = usage.violations(&guest.limits, now.since(guest.created_at));
-    if found.is_empty() {
-        return Vec::new();
-    }
-    vec![Change::LimitsExceeded {
-        id: guest.id.clone(),
-        violations: found.iter().map(ToString::to_string).collect(),
-        at: now,
-    }]
+    exceed::passed(guest, tree, &found, now)
 }
 
 /// Wants all machines of a guest in one condition, except those that are past it.

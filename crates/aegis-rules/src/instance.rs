@@ -20,6 +20,7 @@ pub use plan::{Plan, Seen, Step, plan};
 use std::collections::BTreeMap;
 
 use crate::capability::Capabilities;
+use crate::egress::Egress;
 use crate::kill::MachineEnd;
 use crate::words::{
     CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
@@ -264,6 +265,8 @@ pub struct Instance {
     pub capabilities: Capabilities,
     /// The most that it and all of its descendants together may hold and spend.
     pub envelope: Limits,
+    /// What it and all of its descendants may reach.
+    pub egress: Egress,
     /// When the envelope's time is over; absent where the host set no end.
     pub ends_at: Option<Time>,
     /// Names the capability token that its machine was given last.
@@ -288,6 +291,10 @@ pub struct Instance {
     pub usage_past: Usage,
     /// Usage of this boot so far.
     pub usage_boot: Usage,
+    /// Bytes that its machine may have sent in this boot, those that it did send included.
+    pub egress_allowed: EgressBytes,
+    /// Counts what its machine was told of that: a later word wins over an earlier one.
+    pub egress_version: u64,
     /// Usage of descendants whose records are no longer kept.
     pub usage_below: Usage,
     /// How its last machine ended.
@@ -331,6 +338,7 @@ impl Instance {
             spec,
             capabilities: Capabilities::default(),
             envelope,
+            egress: Egress::default(),
             ends_at: None,
             jti: None,
             lease: None,
@@ -343,6 +351,8 @@ impl Instance {
             boot_id: None,
             usage_past: Usage::default(),
             usage_boot: Usage::default(),
+            egress_allowed: EgressBytes(0),
+            egress_version: 0,
             usage_below: Usage::default(),
             exit: None,
             frozen_at: None,
@@ -361,6 +371,11 @@ impl Instance {
         ends_at: Option<Time>,
     ) -> Instance {
         Instance { capabilities, envelope, ends_at, ..self }
+    }
+
+    /// The same instance with what it may reach.
+    pub fn with_egress(self, egress: Egress) -> Instance {
+        Instance { egress, ..self }
     }
 
     /// Usage over all boots.

@@ -6,6 +6,7 @@
 
 use crate::capability::Capabilities;
 use crate::change::Change;
+use crate::egress::{AllowList, Egress};
 use crate::guest::{Guest, GuestStatus, Provisioner};
 use crate::instance::{Instance, Spec};
 use crate::refusal::{Code, Refusal};
@@ -71,7 +72,7 @@ pub struct Offer {
     /// The guest's port behind `agentEndpoint`; when given, it must accept before `running` is said.
     pub agent_port: Option<Port>,
     /// Names with globs and CIDRs; absent means all public addresses, empty means none.
-    pub egress_allow: Option<Vec<String>>,
+    pub egress_allow: Option<AllowList>,
     /// Names of host services.
     pub host_services: Vec<String>,
     /// Depth of spawning; 1 where it is allowed and this is absent.
@@ -133,6 +134,11 @@ impl Invite {
             (true, Some(share)) => share,
         };
         self.limits.share(share)
+    }
+
+    /// What the guest's machines may reach.
+    pub fn egress(&self) -> Egress {
+        Egress { internet: self.permissions.internet, allow: self.offer.egress_allow.clone() }
     }
 
     /// What the guest's own machine may do.
@@ -272,6 +278,9 @@ pub fn redeem(
         provision_error: None,
         reported: Default::default(),
         limits_exceeded: false,
+        on_limit: invite.offer.on_limit,
+        frozen_by_limit: false,
+        requests: Vec::new(),
         created_at: now,
         expires_at,
         stopped_at: None,
@@ -296,7 +305,8 @@ pub fn redeem(
             ..spec
         };
         let instance = Instance::new(fresh.instance, tree, Some(fresh.guest), None, spec, now)
-            .with_rights(invite.root_capabilities(), invite.limits, Some(expires_at));
+            .with_rights(invite.root_capabilities(), invite.limits, Some(expires_at))
+            .with_egress(invite.egress());
         changes.push(Change::InstanceCreated(Box::new(instance)));
     }
     Ok(Redeemed::New { changes, guest: Box::new(guest) })

@@ -68,6 +68,20 @@ pub fn open(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Chang
     }
 }
 
+/// Begins a kill, and closes it at once where no machine is there to be proven gone.
+pub fn open_whole(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Change>, Refusal> {
+    let mut changes = open(guest, machines, now)?;
+    let (mut after, mut rest) = (guest.clone(), machines.to_vec());
+    for change in &changes {
+        after.apply(change);
+        rest.iter_mut()
+            .filter(|m| change.subject().id() == m.id.as_str())
+            .for_each(|m| m.apply(change));
+    }
+    changes.extend(close(&after, &rest).unwrap_or_default());
+    Ok(changes)
+}
+
 /// Closes a kill when every machine of the tree is proven gone; `None` while one is not.
 pub fn close(guest: &Guest, machines: &[Instance]) -> Option<Vec<Change>> {
     if guest.receipt.is_some() || guest.status != GuestStatus::Revoked {

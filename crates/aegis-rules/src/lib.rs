@@ -10,6 +10,7 @@
 //! [`change::Change`]; [`words`] are what all of them speak.
 #![forbid(unsafe_code)]
 
+pub mod allowance;
 pub mod audit;
 pub mod authorize;
 pub mod capability;
@@ -18,11 +19,13 @@ pub mod cascade;
 pub mod change;
 pub mod egress;
 pub mod envelope;
+pub mod exceed;
 pub mod guest;
 pub mod idle;
 pub mod instance;
 pub mod invite;
 pub mod kill;
 pub mod refusal;
+pub mod request;
 pub mod spawn;
 pub mod words;

@@ -35,6 +35,8 @@ pub enum Code {
     EnvelopeExhausted,
     /// This backend can't enforce what was asked for.
     NotEnforceable,
+    /// The guest made no such request.
+    RequestNotFound,
     /// The asker's capabilities do not allow it; `rule` says which one.
     CapabilityDenied,
 }
@@ -58,6 +60,7 @@ impl Code {
             Code::NoCapacity => "no_capacity",
             Code::EnvelopeExhausted => "envelope_exhausted",
             Code::NotEnforceable => "not_enforceable",
+            Code::RequestNotFound => "request_not_found",
             Code::CapabilityDenied => "capability_denied",
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::capability::{Capabilities, Workspace};
 use crate::change::Change;
+use crate::egress::Egress;
 use crate::instance::{Instance, Spec};
 use crate::words::{GuestId, InstanceId, Limits, Time, Tree};
 
@@ -14,6 +15,7 @@ pub struct Permit {
     pub(crate) spec: Spec,
     pub(crate) capabilities: Capabilities,
     pub(crate) envelope: Limits,
+    pub(crate) egress: Egress,
     pub(crate) ends_at: Option<Time>,
     pub(crate) secrets: Vec<String>,
     pub(crate) workspace: Option<Workspace>,
@@ -48,11 +50,9 @@ impl Permit {
 
 /// What to write, and the child as it will be.
 pub fn spawn(permit: Permit, id: InstanceId, now: Time) -> (Vec<Change>, Instance) {
-    let Permit { parent, tree, guest, spec, capabilities, envelope, ends_at, .. } = permit;
-    let child = Instance::new(id, tree, guest, Some(parent), spec, now).with_rights(
-        capabilities,
-        envelope,
-        ends_at,
-    );
+    let Permit { parent, tree, guest, spec, capabilities, envelope, egress, ends_at, .. } = permit;
+    let child = Instance::new(id, tree, guest, Some(parent), spec, now)
+        .with_rights(capabilities, envelope, ends_at)
+        .with_egress(egress);
     (vec![Change::InstanceCreated(Box::new(child.clone()))], child)
 }

@@ -13,6 +13,7 @@ use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
 use aegis_rules::capability::CapabilityAsk;
 use aegis_rules::cascade;
 use aegis_rules::change::Change;
+use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::{self, Draw, EnvelopeAsk};
 use aegis_rules::guest::{self, Guest, GuestStatus};
 use aegis_rules::instance::{
@@ -358,6 +359,7 @@ fn step(world: &mut World, happens: Happens) {
                 workspace: None,
                 capabilities,
                 envelope,
+                egress: EgressAsk::default(),
             };
             if let Some(Grant::Spawn(permit)) = world.call(&caller, Request::Spawn(Box::new(ask))) {
                 let (changes, child) = spawn(*permit, id(world.made), world.now);

@@ -9,6 +9,7 @@ pub use ask::{activate, create_invite, redeem, usage};
 use serde::{Serialize, Serializer};
 
 use crate::words::{Limit, Limits, Permissions, Share, Time, Usage};
+use aegis_rules::egress::AllowList;
 use aegis_rules::guest::Guest;
 use aegis_rules::invite::Invite;
 use aegis_rules::kill::Receipt;
@@ -164,7 +165,7 @@ impl InviteShape {
             guest_id: invite.guest_id.as_ref().map(ToString::to_string),
             golden: invite.offer.golden.as_ref().map(ToString::to_string),
             agent_port: invite.offer.agent_port.map(|p| p.get()),
-            egress_allow: invite.offer.egress_allow.clone(),
+            egress_allow: invite.offer.egress_allow.as_ref().map(AllowList::texts),
             host_services: invite.offer.host_services.clone(),
             spawn_depth: invite.offer.spawn_depth,
             max_children: invite.offer.max_children,

@@ -10,15 +10,20 @@ use crate::channel::ExecStart;
 use crate::refusal::{Code, Refusal};
 use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Time};
 use aegis_rules::capability::CapabilityAsk;
+use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::EnvelopeAsk;
 use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 
 mod ports;
+mod reach;
 mod tree;
 
 pub(crate) use ports::check_reachable;
 use ports::exposes;
 pub use ports::{Endpoint, ExposeBody};
+pub use reach::{
+    AccessBody, AccessShape, DenialShape, EgressBody, EgressShape, RaiseBody, requests,
+};
 pub use tree::{
     AuditRow, CapabilityBody, CapabilityShape, ChildShape, EnvelopeBody, EnvelopeShape, LeaseShape,
     LimitsShape, SelfShape,
@@ -73,6 +78,10 @@ pub struct CreateBody {
     /// What it and all below it may hold and spend; as much as there is when absent.
     #[serde(default)]
     pub envelope: Option<EnvelopeBody>,
+    /// What it and all below it may reach; all public addresses when absent, and no more than its
+    /// parent for a child.
+    #[serde(default)]
+    pub egress: Option<EgressBody>,
     /// Name of the kit that this comes from: what it may do lies within what the host lets kits have.
     #[serde(default)]
     pub kit: Option<String>,
@@ -96,6 +105,7 @@ pub struct Create {
     pub workspace: Option<String>,
     pub capabilities: CapabilityAsk,
     pub envelope: EnvelopeAsk,
+    pub egress: EgressAsk,
     pub kit: Option<String>,
 }
 
@@ -156,6 +166,7 @@ impl CreateBody {
             workspace: self.workspace,
             capabilities: self.capabilities.unwrap_or_default().parse()?,
             envelope: self.envelope.unwrap_or_default().parse()?,
+            egress: self.egress.unwrap_or_default().parse("egress")?,
             kit: self.kit,
         })
     }

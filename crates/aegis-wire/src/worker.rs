@@ -16,12 +16,14 @@
 //! `aegis-worker golden` ([`Golden`] on stdin → [`GoldenReady`]) makes sure that a golden snapshot
 //! exists. No secret is in argv, in a file, or in the environment.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{ExecStart, ProcessExit, Run, rpc::RpcError};
-use crate::words::{CpuMillis, DiskBytes, InstanceId, MemoryMb, Time};
+use crate::egress::Policy;
+use crate::words::{CpuMillis, DiskBytes, EgressBytes, InstanceId, MemoryMb, Time};
 
 /// File names in a machine's run directory.
 pub mod run_dir {
@@ -35,6 +37,11 @@ pub mod run_dir {
     pub const SPARE_DISK: &str = "disk.raw";
     /// Why and when the machine ended: [`super::Ended`].
     pub const ENDED: &str = "ended.json";
+    /// Where the machine's connections to its host's doors arrive, bound by aegisd.
+    pub const DOOR: &str = "door.sock";
+    /// Bytes that the machine has sent outside in this boot: a number of eight bytes, low end
+    /// first, raised before they leave.
+    pub const EGRESS: &str = "egress";
     /// The worker's own log.
     pub const LOG: &str = "worker.log";
 }
@@ -52,7 +59,11 @@ pub enum Request {
     /// Answer: [`Event`] lines, the present state first, until the machine ended.
     Watch,
     /// Stops the machine's clock (QMP stop). Answer: one [`Reply`]. Repeats are fine.
-    Freeze,
+    Freeze {
+        /// Cuts it off from everything outside before, for good: it is to end.
+        #[serde(default)]
+        cut: bool,
+    },
     /// Lets it go on, with the clock set. Answer: one [`Reply`].
     Thaw,
     /// Saves the memory of a machine that stands still to disk, and frees it; a thaw brings it
@@ -89,6 +100,19 @@ pub enum Request {
         /// Names the stream to the machine.
         ticket: String,
     },
+    /// Says anew what the machine may reach, and how much it may send. Answer: one [`Reply`].
+    Egress(Box<Egress>),
+    /// Takes back what the machine may send and has not sent. Answer: one [`Reply`], then one
+    /// [`Trimmed`].
+    TrimEgress {
+        /// As in [`Egress::version`].
+        version: u64,
+    },
+    /// Says anew how much CPU the machine gets. Answer: one [`Reply`].
+    Quota {
+        /// The quota.
+        cpu: CpuMillis,
+    },
     /// Hands the machine another capability token. Answer: one [`Reply`].
     RenewToken {
         /// The token.
@@ -120,6 +144,52 @@ pub struct BrokerAnswer {
     pub error: Option<RpcError>,
 }
 
+/// What a machine may reach, and how much it may send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Egress {
+    /// What it may reach.
+    pub policy: Policy,
+    /// Bytes that may have been sent in this boot.
+    pub ceiling: EgressBytes,
+    /// No more will come.
+    pub last: bool,
+    /// Of two words about what may be sent the one with the higher number counts.
+    pub version: u64,
+    /// Hosts whose plain HTTP goes through the door, so that secrets can be put in.
+    #[serde(default)]
+    pub via_door: Vec<String>,
+    /// Who is asked for names.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+/// Answer to [`Request::TrimEgress`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Trimmed {
+    /// Bytes that were sent in this boot; no more are, until more is allowed.
+    pub ceiling: EgressBytes,
+}
+
+/// What a machine's gateway has to say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EgressNews {
+    /// It may send little more: it needs another allowance.
+    Low,
+    /// It wants to send, and may send no more.
+    Spent,
+    /// It was refused something.
+    Denied {
+        /// One of [`crate::egress::rule`].
+        rule: String,
+        /// What it wanted.
+        requested: String,
+        /// What would pass.
+        allowed: String,
+        /// How often, lately.
+        count: u64,
+    },
+}
+
 /// All that a machine is made of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Launch {
@@ -141,6 +211,8 @@ pub struct Launch {
     pub hostname: String,
     /// UUID that the machine shows as its boot id.
     pub boot_id: String,
+    /// What it may reach, in force before its first packet.
+    pub egress: Egress,
     /// The primary process.
     pub run: Run,
     /// Say `running` only once this port inside accepts.
@@ -232,6 +304,8 @@ pub enum Event {
     State(MachineState),
     /// What it used so far in this boot.
     Usage(Sample),
+    /// Its gateway needs something.
+    Egress(EgressNews),
 }
 
 /// State of a machine, as its worker sees it.
@@ -303,6 +377,9 @@ pub struct Sample {
     pub memory_peak_bytes: u64,
     /// Bytes allocated for the disk file.
     pub disk_bytes: u64,
+    /// Bytes that it sent outside; unknown where nobody could look any more.
+    #[serde(default)]
+    pub egress_bytes: Option<EgressBytes>,
     /// Since the clone started, without frozen time, milliseconds.
     pub uptime_ms: u64,
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use aegis_wire::bounds::RPC_DEADLINE;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
 use aegis_wire::channel::{SetTime, method};
+use aegis_wire::words::CpuMillis;
 use aegis_wire::worker::{Ended, MachineState, Sample};
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -17,6 +18,7 @@ use crate::broker::Broker;
 use crate::child::{Child, Death};
 use crate::logs::Log;
 use crate::meter::Meter;
+use crate::net::Net;
 use crate::qmp::{Qmp, QmpError};
 use crate::relay::{Relay, USER_STREAMS_MAX};
 use crate::run_dir::{self, ProcessName, Record, RunDir, monotonic_ms};
@@ -36,6 +38,8 @@ pub struct Shared {
     pub stop: watch::Sender<Option<u64>>,
     /// The machine, once it runs.
     pub live: watch::Sender<Option<Arc<Live>>>,
+    /// Its link's other end.
+    pub net: Arc<Net>,
     /// What the machine asks for.
     pub broker: Arc<Broker>,
     /// The primary process was found gone, without the news of its exit.
@@ -46,8 +50,9 @@ pub struct Shared {
 
 impl Shared {
     /// Of a machine that nobody launched yet.
-    pub fn new() -> Shared {
+    pub fn new(net: Arc<Net>) -> Shared {
         Shared {
+            net,
             state: watch::Sender::new(MachineState::Waiting),
             usage: watch::Sender::new(Sample::default()),
             stop: watch::Sender::new(None),
@@ -90,18 +95,20 @@ pub struct Books {
     run_dir: Mutex<RunDir>,
     record: Mutex<Record>,
     meter: Mutex<Meter>,
+    net: Arc<Net>,
     // Told to the keeper: something of its snapshot is alive.
     lease: Mutex<Option<UnixStream>>,
 }
 
 impl Books {
     /// Writes down what is about to be made.
-    pub fn open(run_dir: RunDir, record: Record) -> anyhow::Result<Books> {
+    pub fn open(run_dir: RunDir, record: Record, net: Arc<Net>) -> anyhow::Result<Books> {
         run_dir.write_record(&record)?;
         Ok(Books {
             run_dir: Mutex::new(run_dir),
             record: Mutex::new(record),
             meter: Mutex::default(),
+            net,
             lease: Mutex::default(),
         })
     }
@@ -123,6 +130,7 @@ impl Books {
         let mut run_dir = lock(&self.run_dir);
         let to = run_dir.path().with_file_name(name);
         run_dir.follow(to.clone())?;
+        self.net.follow(&to);
         Ok(to)
     }
 
@@ -144,7 +152,8 @@ impl Books {
     /// Measures.
     pub fn sample(&self) -> Sample {
         let record = self.record();
-        lock(&self.meter).sample(&record)
+        let egress_bytes = Some(self.net.sent());
+        Sample { egress_bytes, ..lock(&self.meter).sample(&record) }
     }
 
     /// Writes how it ended.
@@ -256,6 +265,7 @@ impl Live {
         // Its death is no crash from now on.
         self.engine.send_replace(None);
         shared.kill().await;
+        shared.net.unplug();
         if let Err(error) = self.books.update(|record| record.qemu = None) {
             tracing::error!(error = format!("{error:#}"), "its sleep is not written down");
         }
@@ -284,6 +294,7 @@ impl Live {
             return Err(snapshot::with_last_words(error, &words));
         }
         self.relay.plug(vmm.ctl).await?;
+        shared.net.plug(vmm.net);
         self.engine.send_replace(Some(engine.clone()));
         if let Err(error) = std::fs::remove_file(&path) {
             tracing::warn!(%error, "what was saved stays there");
@@ -337,6 +348,12 @@ impl Live {
         });
         self.frozen.send_replace(false);
         Ok(true)
+    }
+
+    /// Sets its CPU quota.
+    pub fn set_quota(&self, cpu: CpuMillis) -> Result<(), RpcError> {
+        let group = self.books.record().group;
+        group.set_quota(cpu).map_err(|e| RpcError::new(CODE_INTERNAL, e.to_string()))
     }
 
     fn book(&self, change: impl FnOnce(&mut run_dir::ClockRecord, u64)) {

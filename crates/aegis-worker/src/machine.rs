@@ -165,6 +165,7 @@ impl Prepared<'_> {
         let death = vmm.child.death();
         let pid = vmm.child.pid().as_raw_nonzero().get();
         base.shared.hold(vmm.child);
+        base.shared.net.plug(vmm.net);
         // While QEMU starts, which takes longer.
         disk.begin()?;
         let qmp = Qmp::start(vmm.qmp);
@@ -249,6 +250,7 @@ impl Booted {
     /// Makes a spare the machine that is asked for: its disk gets its place, and what it used until
     /// now is nobody's.
     pub async fn claim(&mut self, launch: &Launch) -> anyhow::Result<()> {
+        self.base.shared.net.set(&launch.egress);
         self.qmp.execute("cont", Value::Null).await?;
         self.frozen.send_replace(false);
         let before = self.base.books.sample();

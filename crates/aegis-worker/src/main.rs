@@ -24,6 +24,7 @@ mod lines;
 mod logs;
 mod machine;
 mod meter;
+mod net;
 mod port;
 mod probe;
 mod qemu;

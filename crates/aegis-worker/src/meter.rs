@@ -43,6 +43,8 @@ impl Meter {
             memory_peak_bytes: self.last.memory_peak_bytes.max(memory),
             disk_bytes: self.last.disk_bytes.max(disk_bytes(&record.disk)),
             uptime_ms: self.last.uptime_ms.max(uptime_ms),
+            // The gateway counts that.
+            egress_bytes: None,
         };
         self.last
     }
@@ -55,6 +57,7 @@ pub fn greater(a: Sample, b: Sample) -> Sample {
         memory_peak_bytes: a.memory_peak_bytes.max(b.memory_peak_bytes),
         disk_bytes: a.disk_bytes.max(b.disk_bytes),
         uptime_ms: a.uptime_ms.max(b.uptime_ms),
+        egress_bytes: a.egress_bytes.max(b.egress_bytes),
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::process::{PidfdFlags, Signal};
 use crate::cgroup::{Group, Host};
 use crate::meter::{self, Meter};
 use crate::run_dir::{self as own, ProcessName, Record};
-use crate::{disk, sys};
+use crate::{disk, net, sys};
 
 /// Reaps, within the deadline of `ask`.
 pub fn reap(ask: &Reap) -> Reaped {
@@ -29,6 +29,7 @@ pub fn reap(ask: &Reap) -> Reaped {
     let before = own::read::<Record>(&ask.run_dir, run_dir::MACHINE);
     let qemu = before.as_ref().and_then(|r| r.qemu);
     let ran = qemu.is_some_and(|q| ProcessName::of(q.pid) == Some(q));
+    let there = ask.run_dir.is_dir();
     let mut usage = before.map(|before| meter.sample(&timed(before, ran)));
     if let Err(why) = end_worker(&ask.run_dir, deadline) {
         remaining.push(why);
@@ -56,8 +57,14 @@ pub fn reap(ask: &Reap) -> Reaped {
     if let Some(ended) = own::read::<Ended>(&ask.run_dir, run_dir::ENDED) {
         usage = Some(meter::greater(ended.usage, usage.unwrap_or_default()));
     }
+    if there {
+        // No book: no gateway ever was.
+        let egress_bytes = net::sent(&ask.run_dir);
+        let counted = Sample { egress_bytes, ..Sample::default() };
+        usage = Some(meter::greater(usage.unwrap_or_default(), counted));
+    }
     let verified = remove(ask, &group, deadline, &mut remaining);
-    Reaped { verified, remaining, usage: usage.filter(|u| *u != Sample::default()) }
+    Reaped { verified, remaining, usage }
 }
 
 /// When a machine died that nobody saw die, its clock says nothing about how long it ran.
@@ -81,7 +88,7 @@ fn remove(
         verified.push("cgroup".to_owned());
     }
     remaining.extend(cgroups);
-    // Machines of this generation have no network device: with the process its every link is gone.
+    // The gateway lives in the worker, and the only link in QEMU: with both processes all is gone.
     if verified.iter().any(|v| v == "process") {
         verified.push("network".to_owned());
     }

@@ -27,6 +27,7 @@ use crate::cgroup::Host;
 use crate::exec::{self, Asker};
 use crate::life::{Books, DEATH_DEADLINE, Live, Shared, conflict};
 use crate::machine::{self, Ground};
+use crate::net::Net;
 use crate::relay::{Session, USER_STREAMS_MAX};
 use crate::run_dir::{ProcessName, Record, RunDir};
 use crate::running::{End, Running};
@@ -48,7 +49,8 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener).context("fd 0 is not a listening socket")?;
-    let shared = Arc::new(Shared::new());
+    let net = Net::start(run_dir.path())?;
+    let shared = Arc::new(Shared::new(Arc::clone(&net)));
     let (birth_in, mut births) = mpsc::channel::<Birth>(1);
     let serving = tokio::spawn(accept(listener, Arc::clone(&shared), birth_in));
     let birth = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, births.recv())
@@ -58,7 +60,7 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
         .context("nobody said launch")?;
     // Later launches are refused: nobody receives them.
     drop(births);
-    let books = open_books(&birth, run_dir);
+    let books = open_books(&birth, run_dir, net);
     let end = match &books {
         Ok(books) => live(birth, &shared, Arc::clone(books)).await,
         Err(error) => boot_failed(format!("{error:#}")),
@@ -77,7 +79,7 @@ enum Birth {
     Spare(Box<Spare>, oneshot::Receiver<Box<Launch>>),
 }
 
-fn open_books(birth: &Birth, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
+fn open_books(birth: &Birth, run_dir: RunDir, net: Arc<Net>) -> anyhow::Result<Arc<Books>> {
     let (generation, cgroup, golden, disk) = match birth {
         Birth::Launch(l) => (l.generation, &l.cgroup, &l.golden, l.disk.path.clone()),
         Birth::Spare(s, _) => {
@@ -97,12 +99,13 @@ fn open_books(birth: &Birth, run_dir: RunDir) -> anyhow::Result<Arc<Books>> {
         clock: None,
         cpu_before_ns: 0,
     };
-    Ok(Arc::new(Books::open(run_dir, record)?))
+    Ok(Arc::new(Books::open(run_dir, record, net)?))
 }
 
 /// Boots what is launched, and identifies and runs it.
 async fn bear(launch: Launch, shared: Arc<Shared>, books: Arc<Books>) -> anyhow::Result<Running> {
     let ground = Ground::of(&launch);
+    shared.net.set(&launch.egress);
     let disk = disk::open(&launch.disk, ground.uid)?;
     let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
     booted.identify(launch).await?.run().await
@@ -162,6 +165,7 @@ fn boot_failed(message: String) -> End {
 /// Destroys what is left, writes down how it ended, and tells.
 async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>) {
     let End { reason, exit, mut message } = end;
+    shared.net.cut();
     let mut usage = books.as_ref().map(|b| b.sample()).unwrap_or_default();
     let words = shared.kill().await;
     if reason == EndReason::Crashed && !words.is_empty() {
@@ -252,7 +256,10 @@ async fn serve(
             }
         }
         Request::Watch => watch(stream, shared).await,
-        Request::Freeze => {
+        Request::Freeze { cut } => {
+            if cut {
+                shared.net.cut();
+            }
             let done = match living(shared) {
                 Ok(live) => live.freeze(shared).await,
                 Err(error) => Err(error),
@@ -287,6 +294,24 @@ async fn serve(
             Ok(live) => serve_port(&live, stream, port).await,
             Err(error) => refuse(&mut stream, error).await,
         },
+        Request::Egress(terms) => {
+            shared.net.set(&terms);
+            answer(&mut stream, Ok(())).await
+        }
+        Request::TrimEgress { version } => match shared.net.trim(version).await {
+            Ok(trimmed) => {
+                lines::write(&mut stream, &Reply::ok()).await?;
+                lines::write(&mut stream, &trimmed).await
+            }
+            Err(error) => refuse(&mut stream, error).await,
+        },
+        Request::Quota { cpu } => {
+            let done = match living(shared) {
+                Ok(live) => live.set_quota(cpu),
+                Err(error) => Err(error),
+            };
+            answer(&mut stream, done).await
+        }
         Request::Broker => shared.broker.serve(stream, ended(shared)).await,
         // Into a frozen machine too: what it asked for before it stood still goes on.
         Request::GuestStream { ticket } => match living(shared) {
@@ -356,6 +381,7 @@ async fn tell(
     let (mut state, mut usage) = (shared.state.subscribe(), shared.usage.subscribe());
     state.mark_changed();
     let mut ignored = [0; 64];
+    let mut heard = 0;
     loop {
         tokio::select! {
             biased;
@@ -373,6 +399,9 @@ async fn tell(
             Ok(()) = usage.changed() => {
                 let now = *usage.borrow_and_update();
                 lines::write(&mut write, &Event::Usage(now)).await?;
+            }
+            news = shared.net.word(&mut heard) => {
+                lines::write(&mut write, &Event::Egress(news)).await?;
             }
             heard = read.read(&mut ignored) => {
                 if heard? == 0 {

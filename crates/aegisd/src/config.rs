@@ -28,7 +28,7 @@ pub struct Flags {
 }
 
 /// What the host has; measured outside, so that this stays pure.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Host {
     /// Memory, MiB.
     pub memory_mb: u64,
@@ -36,6 +36,8 @@ pub struct Host {
     pub disk_free: u64,
     /// CPUs.
     pub cpus: u32,
+    /// Whom it asks for names itself.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// All settings, valid.
@@ -63,6 +65,8 @@ pub struct Config {
     pub kits: Capabilities,
     /// After how long without use a machine is paused, and its memory put on disk.
     pub idle: Times,
+    /// Who is asked for names in machines' stead.
+    pub resolvers: Vec<SocketAddr>,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Address on which public ports listen.
@@ -142,6 +146,8 @@ struct FileConfig {
     #[serde(default)]
     kits: CapabilityBody,
     #[serde(default)]
+    egress: EgressSection,
+    #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
     rate_limit: RateSection,
@@ -196,6 +202,30 @@ struct IdleSection {
     pause_after_secs: Option<u64>,
     suspend_after_secs: Option<u64>,
 }
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EgressSection {
+    resolvers: Option<Vec<String>>,
+}
+
+/// `203.0.113.53`, or with a port.
+fn resolver(text: &str) -> Option<SocketAddr> {
+    let port_53 = |ip: IpAddr| SocketAddr::new(ip, 53);
+    text.parse().ok().or_else(|| text.parse().ok().map(port_53))
+}
+
+/// The name servers of a `resolv.conf`.
+pub fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
+    let words = |line: &'_ str| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next().and_then(resolver)).flatten()
+    };
+    resolv_conf.lines().filter_map(words).take(RESOLVERS_MAX).collect()
+}
+
+/// Most resolvers that are asked.
+const RESOLVERS_MAX: usize = 8;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -371,6 +401,20 @@ pub fn build(
         }
         *setting = DurationMs(seconds * 1000);
     }
+    let resolvers = match file.egress.resolvers {
+        None => host.resolvers,
+        Some(texts) => texts
+            .iter()
+            .map(|text| resolver(text))
+            .collect::<Option<Vec<_>>>()
+            .filter(|all| (1..=RESOLVERS_MAX).contains(&all.len()))
+            .ok_or_else(|| {
+                bad(
+                    "egress.resolvers",
+                    format!("must be 1 to {RESOLVERS_MAX} addresses, as in [\"203.0.113.53\"]"),
+                )
+            })?,
+    };
     Ok(Config {
         home,
         listen,
@@ -383,6 +427,7 @@ pub fn build(
         capacity,
         idle,
         kits,
+        resolvers,
         ports,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
@@ -394,13 +439,16 @@ pub fn build(
 mod tests {
     use super::*;
 
-    const HOST: Host = Host { memory_mb: 8000, disk_free: 1_000_000_000_000, cpus: 2 };
+    fn host() -> Host {
+        let resolvers = vec!["192.0.2.53:53".parse().unwrap()];
+        Host { memory_mb: 8000, disk_free: 1_000_000_000_000, cpus: 2, resolvers }
+    }
 
     fn with(flags: Flags, env: &[(&str, &str)], file: &str) -> Result<Config, BadConfig> {
         let mut vars: BTreeMap<String, String> =
             env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         vars.insert("HOME".to_owned(), "/home/x".to_owned());
-        build(&flags, &vars, Some(file), Path::new("/opt/aegis"), HOST)
+        build(&flags, &vars, Some(file), Path::new("/opt/aegis"), host())
     }
 
     #[test]
@@ -435,6 +483,21 @@ mod tests {
         let long = format!("/{}", "x".repeat(HOME_MAX));
         assert_eq!(with(none(), &[("AEGIS_HOME", &long)], "").unwrap_err().setting, "home");
         assert_eq!(with(none(), &[("AEGIS_HOME", "rel")], "").unwrap_err().setting, "home");
+    }
+
+    #[test]
+    fn resolvers_are_the_hosts_own_or_those_that_are_named() {
+        let of = |file: &str| with(Flags::default(), &[], file).map(|c| c.resolvers);
+        assert_eq!(of("").unwrap(), host().resolvers);
+        let named = of("[egress]\nresolvers = ['203.0.113.53', '[2001:db8::1]:5353']").unwrap();
+        assert_eq!(named[0], "203.0.113.53:53".parse().unwrap());
+        assert_eq!(named[1].port(), 5353);
+        for bad in ["[]", "['dns.test']"] {
+            let file = format!("[egress]\nresolvers = {bad}");
+            assert_eq!(of(&file).unwrap_err().setting, "egress.resolvers");
+        }
+        let file = "# x\nnameserver 192.0.2.1\nsearch a\nnameserver 2001:db8::2\nnameserver x\n";
+        assert_eq!(name_servers(file).len(), 2);
     }
 
     #[test]

@@ -104,7 +104,9 @@ fn settings(flags: &Flags) -> anyhow::Result<Config> {
     let programs = program.parent().unwrap_or(Path::new("/"));
     let info = rustix::system::sysinfo();
     let disk = rustix::fs::statvfs(&home)?;
+    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let host = Host {
+        resolvers: config::name_servers(&resolv_conf),
         memory_mb: info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20,
         disk_free: disk.f_bavail.saturating_mul(disk.f_frsize),
         cpus: std::thread::available_parallelism()

@@ -26,6 +26,7 @@ pub fn route(verb: &str, path: &str) -> Result<Route, Refusal> {
         ["self", "keepalive"] => {
             &[("POST", method::KEEPALIVE), ("DELETE", method::RELEASE_KEEPALIVE)]
         }
+        ["self", "requests"] => &[("POST", method::REQUEST_ACCESS), ("GET", method::LIST_REQUESTS)],
         ["self", "expose"] => &[("POST", method::EXPOSE)],
         ["self", "expose", number] => {
             port = Some(number.parse().map_err(|_| Refusal::no_route())?);
@@ -65,7 +66,7 @@ fn named(name: &str) -> Result<String, Refusal> {
 impl Route {
     /// Status of a success.
     pub fn status(&self) -> u16 {
-        if self.call == method::SPAWN { 201 } else { 200 }
+        if matches!(self.call, method::SPAWN | method::REQUEST_ACCESS) { 201 } else { 200 }
     }
 
     /// Whether the answer comes on a stream.
@@ -76,7 +77,9 @@ impl Route {
     /// The params, but for the token, which wins over whatever the body calls so.
     pub fn params(&self, query: Option<&str>, body: &[u8]) -> Result<Map<String, Value>, Refusal> {
         let mut params = match self.call {
-            method::SPAWN => Map::from_iter([("request".to_owned(), parse(body)?)]),
+            method::SPAWN | method::REQUEST_ACCESS => {
+                Map::from_iter([("request".to_owned(), parse(body)?)])
+            }
             method::EXEC_CHILD | method::KEEPALIVE => object(body)?,
             method::EXPOSE => {
                 let mut params = object(body)?;
@@ -187,6 +190,8 @@ mod tests {
             ("GET", "/v1/self", method::SELF_INFO, 200),
             ("POST", "/v1/self/keepalive", method::KEEPALIVE, 200),
             ("DELETE", "/v1/self/keepalive", method::RELEASE_KEEPALIVE, 200),
+            ("POST", "/v1/self/requests", method::REQUEST_ACCESS, 201),
+            ("GET", "/v1/self/requests", method::LIST_REQUESTS, 200),
             ("POST", "/v1/self/expose", method::EXPOSE, 200),
             ("DELETE", "/v1/self/expose/8080", method::UNEXPOSE, 200),
         ];

@@ -101,6 +101,7 @@ impl World {
             workspace: None,
             capabilities: CapabilityAsk::default(),
             envelope: EnvelopeAsk::default(),
+            egress: EgressAsk::default(),
         };
         change(&mut ask);
         match self.ask(Request::Spawn(Box::new(ask)))? {

@@ -4,7 +4,8 @@ use super::Change;
 use crate::guest::{Guest, GuestStatus};
 use crate::instance::{Instance, InstanceState, Lease, Wanted};
 use crate::invite::{Invite, InviteStatus};
-use crate::words::{Time, Usage};
+use crate::request::{KEPT_MAX, Verdict};
+use crate::words::{EgressBytes, Time, Usage};
 
 impl Invite {
     /// The record after a change to it; other changes leave it as it is.
@@ -36,6 +37,9 @@ impl Guest {
             Change::GuestMoved { to, at, .. } => {
                 debug_assert!(self.status.may_become(*to), "{:?} to {to:?}", self.status);
                 self.status = *to;
+                if *to != GuestStatus::Frozen {
+                    self.frozen_by_limit = false;
+                }
                 if !to.is_live() {
                     self.stopped_at = Some(*at);
                     self.agent_endpoint = None;
@@ -43,7 +47,27 @@ impl Guest {
             }
             Change::ProvisionFailed { reason, .. } => self.provision_error = Some(reason.clone()),
             Change::UsageReported { usage, .. } => self.reported = *usage,
-            Change::LimitsExceeded { .. } => self.limits_exceeded = true,
+            Change::LimitsExceeded { froze, .. } => {
+                self.limits_exceeded = true;
+                self.frozen_by_limit |= froze;
+            }
+            Change::LimitsEased { .. } => self.limits_exceeded = false,
+            Change::GuestLimits { limits, expires_at, .. } => {
+                self.limits = **limits;
+                self.expires_at = *expires_at;
+            }
+            Change::RequestRaised { request, .. } => {
+                if self.requests.len() >= KEPT_MAX {
+                    let old = self.requests.iter().position(|r| r.verdict != Verdict::Open);
+                    self.requests.remove(old.unwrap_or(0));
+                }
+                self.requests.push((**request).clone());
+            }
+            Change::RequestDecided { number, granted, .. } => {
+                let verdict = if *granted { Verdict::Granted } else { Verdict::Denied };
+                let decided = self.requests.iter_mut().filter(|r| r.number == *number);
+                decided.for_each(|r| r.verdict = verdict);
+            }
             Change::KillVerified { receipt, .. } => self.receipt = Some((**receipt).clone()),
             _ => {}
         }
@@ -101,6 +125,20 @@ impl Instance {
                 self.updated_at = *at;
             }
             Change::InstanceUsed { usage, .. } => self.usage_boot = *usage,
+            Change::EgressAllowed { ceiling, .. } => {
+                self.egress_allowed = *ceiling;
+                self.egress_version += 1;
+            }
+            Change::EgressCalledBack { .. } => self.egress_version += 1,
+            Change::EgressSet { egress, at, .. } => {
+                self.egress = (**egress).clone();
+                self.updated_at = *at;
+            }
+            Change::InstanceEnvelope { envelope, ends_at, at, .. } => {
+                self.envelope = **envelope;
+                self.ends_at = *ends_at;
+                self.updated_at = *at;
+            }
             Change::BootFailed { attempts, retry_at, message, at, .. } => {
                 self.attempts = *attempts;
                 self.retry_at = Some(*retry_at);
@@ -160,6 +198,7 @@ impl Instance {
     fn fold(&mut self, usage: Usage, at: Time) {
         self.usage_past = self.usage_past.and(self.usage_boot.at_least(usage));
         self.usage_boot = Usage::default();
+        self.egress_allowed = EgressBytes(0);
         self.boot_id = None;
         self.forget_boot();
         self.updated_at = at;

@@ -1,6 +1,7 @@
 //! From facts to what is recorded. Facts come up, calls never do.
 
 use super::{Exit, Instance, InstanceState, Wanted};
+use crate::allowance;
 use crate::change::Change;
 use crate::guest::{self, Guest};
 use crate::kill::MachineEnd;
@@ -20,6 +21,8 @@ pub enum Fact {
     Froze,
     /// What it used in this boot so far.
     Used(Usage),
+    /// What it used in this boot, which is over; nothing is added to it any more.
+    Final(Usage),
     /// It never came up.
     BootFailed {
         /// Why.
@@ -97,6 +100,14 @@ pub fn observe(
             }
             changes
         }
+        Fact::Final(usage) => {
+            let total = instance.usage_boot.at_least(usage);
+            let mut changes = observe(instance, guest, family, Fact::Used(usage), now);
+            // What it was allowed and did not send is free again.
+            let given_back = allowance::Allowance { ceiling: total.egress, last: false };
+            changes.extend(allowance::allow(instance, given_back));
+            changes
+        }
         Fact::BootFailed { message } => boot_failed(instance, of_guest, message, now),
         Fact::Ended(exit) => {
             if !matches!(instance.wanted, Wanted::Running | Wanted::Paused | Wanted::Frozen) {
@@ -113,7 +124,7 @@ pub fn observe(
         }
         Fact::Cleared { usage } => vec![Change::InstanceCleared {
             id: id(),
-            usage: instance.usage_boot.at_least(usage.unwrap_or_default()),
+            usage: allowance::final_usage(instance, usage),
             stopped: instance.wanted == Wanted::Stopped,
             at: now,
         }],
@@ -134,7 +145,7 @@ pub fn observe(
                 destroyed_at: now,
                 verified,
             };
-            let usage = instance.usage_boot.at_least(usage.unwrap_or_default());
+            let usage = allowance::final_usage(instance, usage);
             // Whether its record is still needed is for the cascade.
             vec![Change::InstanceDestroyed { end, usage }]
         }

@@ -130,6 +130,15 @@ pub struct Unexpose {
     pub guest_port: u64,
 }
 
+/// `guest.request_access` → the requests of its guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Access {
+    /// The capability token.
+    pub token: String,
+    /// As the body of `POST /v1/self/requests`.
+    pub request: Value,
+}
+
 /// Answer whose bulk comes on a stream of its own, which the host opened before it answered:
 /// [`super::StreamHead::Guest`] with this ticket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,8 +183,13 @@ pub mod method {
     /// [`super::Unexpose`]
     pub const UNEXPOSE: &str = "guest.unexpose";
 
+    /// [`super::Access`]
+    pub const REQUEST_ACCESS: &str = "guest.request_access";
+    /// [`super::Caller`]
+    pub const LIST_REQUESTS: &str = "guest.list_requests";
+
     /// All of them: what a worker passes on, and nothing else.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         SPAWN,
         LIST_CHILDREN,
         GET_CHILD,
@@ -189,6 +203,8 @@ pub mod method {
         RELEASE_KEEPALIVE,
         EXPOSE,
         UNEXPOSE,
+        REQUEST_ACCESS,
+        LIST_REQUESTS,
     ];
 }
 

@@ -113,11 +113,7 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         },
         egress_allow: match present(body, "egressAllow") {
             None => None,
-            Some(value) => {
-                let texts = texts(value, "egressAllow")?;
-                AllowList::parse(&texts, "egressAllow")?;
-                Some(texts)
-            }
+            Some(value) => Some(AllowList::parse(&texts(value, "egressAllow")?, "egressAllow")?),
         },
         host_services: match present(body, "hostServices") {
             None => Vec::new(),

@@ -233,7 +233,7 @@ pub async fn report_usage(
         let mut after = guest.clone();
         changes.iter().for_each(|c| after.apply(c));
         let usage = after.usage(machines);
-        changes.extend(guest::note_violations(&after, &usage, now));
+        changes.extend(guest::exceeded(&after, machines, &usage, now));
         Ok(changes)
     })
     .await?;

@@ -115,7 +115,8 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             let ends_at = create.envelope.duration.map(|length| now.plus(length));
             let tree = Tree::Instance(id.clone());
             let instance = Instance::new(id.clone(), tree, None, None, spec, now)
-                .with_rights(rights, room, ends_at);
+                .with_rights(rights, room, ends_at)
+                .with_egress(create.egress.granted());
             if !envelope::Draw::of_new(&instance.spec).fits(&instance.envelope) {
                 return Err(Refusal::field(
                     "envelope",

@@ -11,20 +11,7 @@ use super::{App, Error, Host, couch, guest_not_found};
 /// one when the proof takes longer than [`KILL_VERIFY_DEADLINE`]; then it still goes on.
 pub async fn kill(_: Host, app: &App, id: GuestId) -> Result<Guest, Error> {
     let mut commits = app.ctx.ledger.commits();
-    couch::change(app, &id, |guest, machines, now| {
-        let mut changes = kill::open(guest, machines, now)?;
-        // A guest without machines, or whose machines are gone already, has its receipt at once.
-        let (mut after, mut rest) = (guest.clone(), machines.to_vec());
-        for change in &changes {
-            after.apply(change);
-            rest.iter_mut()
-                .filter(|m| change.subject().id() == m.id.as_str())
-                .for_each(|m| m.apply(change));
-        }
-        changes.extend(kill::close(&after, &rest).unwrap_or_default());
-        Ok(changes)
-    })
-    .await?;
+    couch::change(app, &id, kill::open_whole).await?;
     let proven = async {
         loop {
             let guest = app.ctx.ledger.read(|f| f.guest(&id))?.ok_or_else(guest_not_found)?;

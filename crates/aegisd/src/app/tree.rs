@@ -12,13 +12,15 @@ use aegis_rules::change::Change;
 use aegis_rules::envelope;
 use aegis_rules::instance::{Expose, Instance, subtree};
 use aegis_rules::refusal::{Code, Refusal};
+use aegis_rules::request::Wish;
 use aegis_rules::spawn::{self, Permit};
 use aegis_wire::channel::ExecStart;
 use aegis_wire::host::{
-    CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, LeaseShape, LimitsShape,
-    SelfShape, StatusWord,
+    AccessShape, CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, LeaseShape,
+    LimitsShape, SelfShape, StatusWord,
 };
 use aegis_wire::words::{DiskBytes, DurationMs, InstanceId, Port, Time};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::exec::{self, Running};
@@ -126,6 +128,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         workspace,
         capabilities: create.capabilities,
         envelope: create.envelope,
+        egress: create.egress,
     };
     let (owned, actor) = (caller.copy(), caller.actor());
     let sizes = app.ctx.clone();
@@ -383,6 +386,37 @@ pub async fn unexpose(caller: &Caller, app: &App, port: Port) -> Result<StatusWo
         .await?;
     app.router.close_port(&caller.channel, port);
     Ok(StatusWord { status: "unexposed".to_owned() })
+}
+
+/// What the caller's guest has asked the host for.
+#[derive(Serialize)]
+pub struct Requests {
+    requests: Vec<AccessShape>,
+}
+
+/// Asks the host for more than was given. It does not wait for the answer.
+pub async fn request_access(
+    caller: &Caller,
+    app: &App,
+    wish: Wish,
+    reason: Option<String>,
+) -> Result<Requests, Error> {
+    act(caller, app, move |facts, caller, now| {
+        judge(facts, caller, Request::Access { wish, reason }, now)
+    })
+    .await?;
+    requests(caller, app)
+}
+
+/// What was asked for by this machine, and what came of it.
+pub fn requests(caller: &Caller, app: &App) -> Result<Requests, Error> {
+    look(caller, app, Request::SelfInfo)?;
+    let guest = app.ctx.ledger.read(|f| match f.instance(&caller.channel)? {
+        Some(own) => f.guest_of(&own),
+        None => Ok(None),
+    })?;
+    let all = guest.iter().flat_map(aegis_wire::host::requests);
+    Ok(Requests { requests: all.filter(|r| r.instance == caller.channel.as_str()).collect() })
 }
 
 /// Keeps in the trail that something was refused.

@@ -6,7 +6,7 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::guest::{self, Streamed, method};
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_METHOD, CODE_RATE, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::error::{ErrorBody, rpc_code};
-use aegis_wire::host::{CreateBody, ExecBody, ExposeBody, body};
+use aegis_wire::host::{AccessBody, CreateBody, ExecBody, ExposeBody, body};
 use aegis_wire::words::Time;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -57,9 +57,11 @@ enum Done {
 
 fn weight(called: &str) -> Option<Weight> {
     Some(match called {
-        method::LIST_CHILDREN | method::GET_CHILD | method::CHILD_LOGS | method::SELF_INFO => {
-            Weight::Look
-        }
+        method::LIST_CHILDREN
+        | method::GET_CHILD
+        | method::CHILD_LOGS
+        | method::SELF_INFO
+        | method::LIST_REQUESTS => Weight::Look,
         method::SPAWN
         | method::START_CHILD
         | method::STOP_CHILD
@@ -68,7 +70,8 @@ fn weight(called: &str) -> Option<Weight> {
         | method::KEEPALIVE
         | method::RELEASE_KEEPALIVE
         | method::EXPOSE
-        | method::UNEXPOSE => Weight::Act,
+        | method::UNEXPOSE
+        | method::REQUEST_ACCESS => Weight::Act,
         _ => return None,
     })
 }
@@ -193,6 +196,12 @@ async fn verb(
             let ask = ExposeBody { guest_port: Some(ask.guest_port), ..ExposeBody::default() };
             value(&tree::unexpose(caller, app, ask.parse()?.guest_port).await?)?
         }
+        method::REQUEST_ACCESS => {
+            let ask: guest::Access = parse(params)?;
+            let (wish, reason) = body::<AccessBody>(ask.request)?.parse()?;
+            value(&tree::request_access(caller, app, wish, reason).await?)?
+        }
+        method::LIST_REQUESTS => value(&tree::requests(caller, app)?)?,
         // weight() knows no other.
         _ => return Err(Refusal::new(Code::MalformedRequest, "no such method").into()),
     };

@@ -23,7 +23,7 @@ use super::ask::{HostAuth, JsonBody, ListQuery, Named, Params, bad_query, bearer
 use crate::app::{self, Public};
 
 type Body = JsonBody<COUCH_BODY_MAX>;
-type Answer = Result<Response, Failure>;
+pub(super) type Answer = Result<Response, Failure>;
 
 /// Longest `Idempotency-Key`, bytes.
 const IDEMPOTENCY_KEY_MAX: usize = 255;
@@ -140,7 +140,7 @@ async fn revoke_invite(
     Ok(Json(invite_shape(&state, &invite)).into_response())
 }
 
-fn guest_id(text: &str) -> Result<GuestId, Failure> {
+pub(super) fn guest_id(text: &str) -> Result<GuestId, Failure> {
     text.parse().map_err(|_| Refusal::new(Code::GuestNotFound, "guest not found").into())
 }
 
@@ -162,7 +162,7 @@ async fn guests(
     Ok(list("guests", json!(rows), rows.len(), page.next))
 }
 
-fn status_of(state: &State, found: &app::couch::Metered) -> Response {
+pub(super) fn status_of(state: &State, found: &app::couch::Metered) -> Response {
     Json(GuestStatusShape::new(&found.guest, &found.usage, state.app.ctx.now())).into_response()
 }
 

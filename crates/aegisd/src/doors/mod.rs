@@ -4,6 +4,7 @@
 mod answer;
 mod ask;
 mod couch;
+mod guests;
 mod host;
 mod limit;
 mod stream;
@@ -102,6 +103,7 @@ fn routes(state: State) -> Router {
     Router::new()
         .merge(couch::public(&state))
         .merge(couch::host())
+        .merge(guests::routes())
         .merge(host::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)

@@ -1,16 +1,18 @@
 //! Records as rows. Columns are what is searched by; the rest is JSON of shapes that only this file
 //! knows, so that a field which is missing here is noticed here.
 
+mod reach;
 mod shapes;
 
 use aegis_rules::guest::{Guest, GuestStatus};
 use aegis_rules::instance::{Instance, InstanceState, Wanted};
 use aegis_rules::invite::{Invite, InviteStatus, SecretHash};
-use aegis_wire::words::Time;
+use aegis_wire::words::{EgressBytes, OnLimit, Time};
 use rusqlite::{Connection, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::Error;
+use reach::RequestRow;
 use shapes::{GuestDetail, InstanceDetail, OfferRow, SpecRow};
 
 fn damaged(table: &'static str, id: &str, what: impl ToString) -> Error {
@@ -127,7 +129,7 @@ pub(super) fn put_guest(connection: &Connection, g: &Guest) -> Result<(), Error>
                                 expires_at, stopped_at)
              VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10)
              ON CONFLICT (id) DO UPDATE SET status = ?5, instance = ?6, detail = ?7,
-                                            stopped_at = ?10",
+                                            expires_at = ?9, stopped_at = ?10",
         )?
         .execute(params![
             g.id.as_str(),
@@ -164,6 +166,14 @@ pub(super) fn guest(row: &Row<'_>) -> Result<Guest, Error> {
         provision_error: d.provision_error,
         reported: d.reported.into(),
         limits_exceeded: d.limits_exceeded,
+        on_limit: d.on_limit.as_deref().and_then(OnLimit::parse),
+        frozen_by_limit: d.frozen_by_limit,
+        requests: d
+            .requests
+            .into_iter()
+            .map(RequestRow::into_words)
+            .collect::<Result<_, _>>()
+            .map_err(|e| r.bad(e))?,
         created_at: r.time("created_at")?,
         expires_at: r.time("expires_at")?,
         stopped_at: r.maybe_time("stopped_at")?,
@@ -178,7 +188,7 @@ pub(super) fn put_instance(connection: &Connection, i: &Instance) -> Result<(), 
                                    disk_bytes, spec, detail, created_at, updated_at, ends_at)
              VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14)
              ON CONFLICT (id) DO UPDATE SET wanted = ?6, state = ?7, spec = ?10, detail = ?11,
-                                            updated_at = ?13",
+                                            updated_at = ?13, ends_at = ?14",
         )?
         .execute(params![
             i.id.as_str(),
@@ -211,6 +221,9 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         spec: r.json::<SpecRow>("spec")?.into_words().map_err(|e| r.bad(e))?,
         capabilities: d.capabilities.into(),
         envelope: d.envelope.into(),
+        egress: d.egress.into(),
+        egress_allowed: EgressBytes(d.egress_allowed),
+        egress_version: d.egress_version,
         ends_at: r.maybe_time("ends_at")?,
         jti: d.jti,
         lease: d.lease.map(Into::into),

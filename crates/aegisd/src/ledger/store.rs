@@ -189,6 +189,12 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::GuestMoved { at, .. }
         | Change::ProvisionFailed { at, .. }
         | Change::LimitsExceeded { at, .. }
+        | Change::LimitsEased { at, .. }
+        | Change::GuestLimits { at, .. }
+        | Change::RequestDecided { at, .. }
+        | Change::EgressSet { at, .. }
+        | Change::EgressDenied { at, .. }
+        | Change::InstanceEnvelope { at, .. }
         | Change::KillUnverified { at, .. }
         | Change::InstanceWanted { at, .. }
         | Change::InstanceStarts { at, .. }
@@ -205,6 +211,7 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceUnexposed { at, .. }
         | Change::GuestDenied { at, .. }
         | Change::ChildExec { at, .. } => *at,
+        Change::RequestRaised { request, .. } => request.at,
         Change::KillVerified { receipt, .. } => {
             receipt.machines.iter().map(|m| m.destroyed_at).max()?
         }
@@ -213,6 +220,8 @@ fn change_time(change: &Change) -> Option<Time> {
         Change::UsageReported { .. }
         | Change::InstancePort { .. }
         | Change::InstanceUsed { .. }
+        | Change::EgressAllowed { .. }
+        | Change::EgressCalledBack { .. }
         | Change::InstanceAbsorbed { .. }
         | Change::DestroyFailed { .. } => return None,
     })

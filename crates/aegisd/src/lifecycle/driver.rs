@@ -1,6 +1,7 @@
 //! One instance's task: look, plan, do one step, record, again.
 
 mod care;
+mod egress;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,11 @@ use aegis_rules::instance::{
     Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, observe, plan,
 };
 use aegis_rules::kill;
-use aegis_wire::words::{InstanceId, Port, Time};
+use aegis_wire::words::{EgressBytes, InstanceId, Port, Time};
 use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
 use tokio::sync::Notify;
 
+use self::egress::Told;
 use super::idle::Watch;
 use super::link::{Link, News};
 use super::pool::Birth;
@@ -49,6 +51,7 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
         use_of,
         was: Seen::Nothing,
         look_at: None,
+        told: Told::default(),
     };
     loop {
         match driver.turn().await {
@@ -85,6 +88,7 @@ struct Driver {
     use_of: Watch,
     /// What was seen in the last turn.
     was: Seen,
+    told: Told,
     /// When to look again whether it is used.
     look_at: Option<Time>,
 }
@@ -117,6 +121,7 @@ impl Driver {
             self.birth = None;
         }
         self.announce(seen).await;
+        self.tell(&instance, seen).await;
         if seen == Seen::Running && self.was != Seen::Running {
             self.use_of.wakes(ctx.now());
         }
@@ -186,7 +191,7 @@ impl Driver {
     }
 
     async fn note_end(&mut self, ended: &Ended) -> Result<(), WriteError> {
-        self.note(Fact::Used(steps::usage(&ended.usage))).await?;
+        self.note(Fact::Final(steps::usage(&ended.usage))).await?;
         self.note(match ended.reason {
             EndReason::BootFailed => Fact::BootFailed { message: ended.message.clone() },
             EndReason::Exited | EndReason::Stopped | EndReason::Crashed => Fact::Ended(Exit {
@@ -241,6 +246,11 @@ impl Driver {
             Step::Launch => {
                 let pool = self.lifecycle.pool().clone();
                 self.birth = Some(pool.birth());
+                // It may send something from its first packet on.
+                if instance.egress_allowed == EgressBytes(0) {
+                    egress::lease(&ctx, &self.id).await?;
+                }
+                self.told.clear();
                 let launched = match self.mint(instance).await {
                     Ok(token) => steps::launch(&ctx, &pool, instance, token).await,
                     Err(WriteError::Refused(refusal)) => {
@@ -349,7 +359,10 @@ impl Driver {
         let next = [renew_at, self.look_at].into_iter().flatten().min();
         let look = next.map_or(LOOK_EVERY, |at| self.ctx().clock.until(at).min(LOOK_EVERY));
         let news = tokio::select! {
-            () = self.knock.notified() => return Ok(()),
+            () = self.knock.notified() => {
+                self.told.stale();
+                return Ok(());
+            }
             () = tokio::time::sleep(look) => return Ok(()),
             news = self.link.news() => news,
         };
@@ -367,8 +380,12 @@ impl Driver {
                 }
                 Ok(())
             }
+            News::Event(Event::Egress(news)) => self.hear(news).await,
             // The next turn catches up with it.
-            News::Event(Event::State(_)) | News::Lost => Ok(()),
+            News::Event(Event::State(_)) | News::Lost => {
+                self.told.stale();
+                Ok(())
+            }
         }
     }
 
@@ -383,31 +400,41 @@ impl Driver {
             let own = family.iter_mut().filter(|i| i.id == self.id);
             own.for_each(|i| i.usage_boot = i.usage_boot.at_least(live));
             let total = guest.usage(&family);
-            Ok(!aegis_rules::guest::note_violations(&guest, &total, now).is_empty())
+            let passed = total.violations(&guest.limits, now.since(guest.created_at));
+            Ok(!guest.limits_exceeded && !passed.is_empty())
         })
     }
 
-    async fn pause(&self, most: Duration) {
+    async fn pause(&mut self, most: Duration) {
         // A knock ends the wait: a wish may have changed.
+        self.told.stale();
         let _ = tokio::time::timeout(most, self.knock.notified()).await;
     }
 
-    /// Records a fact: what it changes is for the rules.
+    /// Records a fact: what it changes is for the rules. Others that it has wishes for are told.
     async fn note(&self, fact: Fact) -> Result<(), WriteError> {
         let (id, now) = (self.id.clone(), self.ctx().now());
-        self.ctx()
+        let others = self
+            .ctx()
             .ledger
             .write(ACTOR, move |facts| {
-                let Some(instance) = facts.instance(&id)? else { return Ok((vec![], ())) };
+                let Some(instance) = facts.instance(&id)? else { return Ok((vec![], vec![])) };
                 let guest = facts.guest_of(&instance)?;
                 let family = facts.family(&instance.tree)?;
                 let mut changes = observe(&instance, guest.as_ref(), &family, fact, now);
                 if let Some(guest) = guest {
                     close_kill(facts, guest, &mut changes)?;
                 }
-                Ok((changes, ()))
+                let wished = changes.iter().filter_map(|change| match change {
+                    Change::InstanceWanted { id: other, .. } if *other != id => Some(other.clone()),
+                    _ => None,
+                });
+                let others: Vec<InstanceId> = wished.collect();
+                Ok((changes, others))
             })
-            .await
+            .await?;
+        others.iter().for_each(|id| self.lifecycle.knock(id));
+        Ok(())
     }
 }
 

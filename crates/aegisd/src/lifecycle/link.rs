@@ -102,7 +102,7 @@ impl Link {
                     // The worker has not read the launch yet that was said on this connection.
                     Event::State(MachineState::Waiting | MachineState::Spare) => {}
                     Event::State(state) => self.state = state.clone(),
-                    Event::Usage(_) => {}
+                    Event::Usage(_) | Event::Egress(_) => {}
                 }
                 News::Event(event)
             }

@@ -1,19 +1,21 @@
 //! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
 //! holds no policy: what a fact means is for the rules.
 
-use aegis_rules::instance::{Fact, Instance, Spec};
+use aegis_rules::allowance::{self, More};
+use aegis_rules::egress::policy;
+use aegis_rules::instance::{Fact, Instance, Spec, find};
 use aegis_wire::bounds::{
     GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
     WORKER_GENERATION,
 };
 use aegis_wire::channel::Run;
-use aegis_wire::words::{DurationMs, InstanceId, Usage};
-use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
+use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
+use aegis_wire::worker::{Disk, Egress, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed};
 
 use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
-use crate::keys;
+use crate::{keys, ledger};
 
 /// Memory goes to disk, or comes from there, within this.
 const SUSPEND_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
@@ -30,6 +32,8 @@ pub(super) fn usage(sample: &Sample) -> Usage {
         cpu_ns: sample.cpu_ns,
         memory_peak_bytes: sample.memory_peak_bytes,
         disk_bytes: sample.disk_bytes,
+        // Where nobody could look, all that it was allowed counts.
+        egress: sample.egress_bytes.unwrap_or(EgressBytes(u64::MAX)),
         uptime: DurationMs(sample.uptime_ms),
         ..Usage::default()
     }
@@ -58,6 +62,7 @@ pub(super) async fn launch(
         cgroup: cgroup(ctx, instance.id.as_str()),
         require_limits: machines.require_limits,
         hostname: hostname(instance),
+        egress: egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?,
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
@@ -116,8 +121,57 @@ fn hostname(instance: &Instance) -> String {
     name.trim_matches('-').to_owned()
 }
 
+/// What a machine may reach and send now, as its tree's records say.
+pub(super) fn egress(ctx: &Ctx, instance: &Instance) -> Result<Egress, ledger::Error> {
+    ctx.ledger.read(|facts| {
+        let family = facts.family(&instance.tree)?;
+        let own = find(&family, &instance.id).unwrap_or(instance);
+        Ok(Egress {
+            policy: policy(&family, &instance.id, Vec::new(), false),
+            ceiling: own.egress_allowed,
+            last: matches!(allowance::more(&family, &instance.id), More::Spent(_)),
+            version: own.egress_version,
+            via_door: Vec::new(),
+            resolvers: ctx.config.resolvers.clone(),
+        })
+    })
+}
+
+/// Tells a machine's gateway what it may let through.
+pub(super) async fn say_egress(
+    ctx: &Ctx,
+    id: &InstanceId,
+    terms: &Egress,
+) -> Result<(), WorkerError> {
+    let request = Request::Egress(Box::new(terms.clone()));
+    worker::ask(ctx, id, &request, RPC_DEADLINE).await.map(drop)
+}
+
+/// Sets a machine's CPU quota.
+pub(super) async fn say_quota(
+    ctx: &Ctx,
+    id: &InstanceId,
+    cpu: CpuMillis,
+) -> Result<(), WorkerError> {
+    worker::ask(ctx, id, &Request::Quota { cpu }, RPC_DEADLINE).await.map(drop)
+}
+
+/// Takes back what a machine may send; returns what it has sent.
+pub(super) async fn trim_egress(
+    ctx: &Ctx,
+    id: &InstanceId,
+    version: u64,
+) -> Result<EgressBytes, WorkerError> {
+    let mut connection =
+        worker::ask(ctx, id, &Request::TrimEgress { version }, RPC_DEADLINE).await?;
+    let line = tokio::time::timeout(RPC_DEADLINE, worker::read_line::<_, Trimmed>(&mut connection));
+    let said = line.await.map_err(|_| WorkerError::Deadline(RPC_DEADLINE))?;
+    let trimmed = said.map_err(WorkerError::Gone)?;
+    Ok(trimmed.ok_or_else(|| WorkerError::Gone(std::io::ErrorKind::UnexpectedEof.into()))?.ceiling)
+}
+
 pub(super) async fn freeze(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
-    worker::ask(ctx, &instance.id, &Request::Freeze, RPC_DEADLINE).await.map(drop)
+    worker::ask(ctx, &instance.id, &Request::Freeze { cut: false }, RPC_DEADLINE).await.map(drop)
 }
 
 pub(super) async fn thaw(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
@@ -155,7 +209,9 @@ pub(super) async fn clear(ctx: &Ctx, instance: &Instance) -> Result<Fact, Worker
 /// destroyed all the same.
 pub(super) async fn destroy(ctx: &Ctx, instance: &Instance) -> Result<Fact, WorkerError> {
     let frozen =
-        worker::ask(ctx, &instance.id, &Request::Freeze, KILL_FREEZE_DEADLINE).await.is_ok();
+        worker::ask(ctx, &instance.id, &Request::Freeze { cut: true }, KILL_FREEZE_DEADLINE)
+            .await
+            .is_ok();
     let frozen_at = frozen.then(|| ctx.now());
     let reaped = reap(ctx, &instance.id, true).await?;
     if reaped.remaining.is_empty() && instance.guest.is_none() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aegis_rules::capability::Capabilities;
+use aegis_rules::egress::AllowList;
 use aegis_rules::guest::{Guest, Provisioner};
 use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance, Lease, Protocol, Spec};
 use aegis_rules::invite::{Invite, Offer};
@@ -12,6 +13,8 @@ use aegis_wire::words::{
     LlmTokens, MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
+
+use super::reach::{EgressRow, RequestRow};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct LimitsRow {
@@ -110,7 +113,7 @@ pub(super) struct OfferRow {
     permissions: PermissionsRow,
     golden: Option<ImageRef>,
     agent_port: Option<Port>,
-    egress_allow: Option<Vec<String>>,
+    egress_allow: Option<AllowList>,
     host_services: Vec<String>,
     spawn_depth: Option<u32>,
     max_children: Option<u32>,
@@ -225,6 +228,12 @@ pub(super) struct GuestDetail {
     pub(super) provision_error: Option<String>,
     pub(super) reported: UsageRow,
     pub(super) limits_exceeded: bool,
+    #[serde(default)]
+    pub(super) on_limit: Option<String>,
+    #[serde(default)]
+    pub(super) frozen_by_limit: bool,
+    #[serde(default)]
+    pub(super) requests: Vec<RequestRow>,
     pub(super) receipt: Option<ReceiptRow>,
 }
 
@@ -244,6 +253,9 @@ impl GuestDetail {
             provision_error: g.provision_error.clone(),
             reported: g.reported.into(),
             limits_exceeded: g.limits_exceeded,
+            on_limit: g.on_limit.map(|o| o.word().to_owned()),
+            frozen_by_limit: g.frozen_by_limit,
+            requests: g.requests.iter().map(Into::into).collect(),
             receipt: g.receipt.as_ref().map(|r| ReceiptRow {
                 machines: r.machines.iter().map(Into::into).collect(),
                 elapsed_ms: r.elapsed.0,
@@ -425,6 +437,12 @@ pub(super) struct InstanceDetail {
     pub(super) lease: Option<LeaseRow>,
     #[serde(default)]
     pub(super) usage_below: UsageRow,
+    #[serde(default)]
+    pub(super) egress: EgressRow,
+    #[serde(default)]
+    pub(super) egress_allowed: u64,
+    #[serde(default)]
+    pub(super) egress_version: u64,
 }
 
 impl InstanceDetail {
@@ -453,6 +471,9 @@ impl InstanceDetail {
                 .as_ref()
                 .map(|l| LeaseRow { reason: l.reason.clone(), expires_at: l.expires_at.0 }),
             usage_below: i.usage_below.into(),
+            egress: (&i.egress).into(),
+            egress_allowed: i.egress_allowed.0,
+            egress_version: i.egress_version,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
 use aegis_rules::capability::{Capabilities, CapabilityAsk};
+use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::{self, EnvelopeAsk};
 use aegis_rules::instance::{IdlePolicy, Instance, InstanceState, Spec, Wanted};
 use aegis_rules::kill::{MUST_VERIFY, MachineEnd};
@@ -88,6 +89,7 @@ async fn child(ledger: &Ledger, parent: &InstanceId) -> Result<InstanceId, Write
                 workspace: None,
                 capabilities: CapabilityAsk::default(),
                 envelope: EnvelopeAsk::default(),
+                egress: EgressAsk::default(),
             };
             match authorize(&call, Request::Spawn(Box::new(ask)), NOW)? {
                 Grant::Spawn(permit) => Ok((spawn(*permit, id.clone(), NOW).0, id)),

@@ -1,0 +1,191 @@
+//! The machine's only link, and the gateway at its other end.
+//!
+//! The gateway stands from the worker's start, closed; what the machine may reach and send is set
+//! before its first packet, and said anew whenever it changes. What it has to tell is kept here as a
+//! level or bounded list until aegisd listens, so that no word is lost with a daemon.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aegis_gateway::{Budgets, Config, Gateway, News};
+use aegis_wire::channel::rpc::RpcError;
+use aegis_wire::words::EgressBytes;
+use aegis_wire::worker::{Egress, EgressNews, Trimmed, run_dir};
+use anyhow::Context as _;
+use tokio::sync::{Notify, mpsc};
+
+use crate::life::conflict;
+
+/// Denials that wait for a daemon; the oldest go first.
+const DENIALS_MAX: usize = 64;
+
+/// The gateway of one machine, and what it has to tell.
+pub struct Net {
+    gateway: Gateway,
+    // Of the last word about what may be sent.
+    version: Mutex<u64>,
+    told: Mutex<Told>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Told {
+    // Low or spent, until another word about what may be sent comes; numbered, from 1.
+    need: Option<(u64, EgressNews)>,
+    needs: u64,
+    denials: VecDeque<EgressNews>,
+}
+
+impl Told {
+    fn need(&mut self, need: EgressNews) {
+        self.needs += 1;
+        self.need = Some((self.needs, need));
+    }
+}
+
+impl Net {
+    /// Starts the gateway of the machine whose run directory this is.
+    pub fn start(run_dir: &Path) -> anyhow::Result<Arc<Net>> {
+        let path = run_dir.join(run_dir::EGRESS);
+        let book = File::options().create(true).truncate(true).write(true).open(&path);
+        let book = book.with_context(|| format!("can't make {}", path.display()))?;
+        let config = Config {
+            door: run_dir.join(run_dir::DOOR),
+            resolvers: Vec::new(),
+            budgets: Budgets::default(),
+            book: Some(book),
+        };
+        let gateway = Gateway::start(config).context("can't start the gateway")?;
+        let news = gateway.news().context("the gateway's news are taken")?;
+        let net = Arc::new(Net {
+            gateway,
+            version: Mutex::default(),
+            told: Mutex::default(),
+            news: Notify::new(),
+        });
+        tokio::spawn(listen(Arc::clone(&net), news));
+        Ok(net)
+    }
+
+    /// Takes the other end of a machine's link.
+    pub fn plug(&self, link: OwnedFd) {
+        self.gateway.plug(link);
+    }
+
+    /// The machine has no process any more; nothing that it had open stays.
+    pub fn unplug(&self) {
+        self.gateway.unplug();
+    }
+
+    /// Cuts the machine off, for good.
+    pub fn cut(&self) {
+        self.gateway.cut();
+    }
+
+    /// The run directory was renamed.
+    pub fn follow(&self, run_dir: &Path) {
+        self.gateway.set_door(run_dir.join(run_dir::DOOR));
+    }
+
+    /// What the machine may reach and send from now on.
+    pub fn set(&self, terms: &Egress) {
+        self.gateway.set_resolvers(terms.resolvers.clone());
+        self.gateway.set_policy(terms.policy.clone(), terms.via_door.clone());
+        let mut version = lock(&self.version);
+        // An older word about what may be sent came late.
+        if terms.version < *version {
+            return;
+        }
+        if terms.version > *version {
+            lock(&self.told).need = None;
+        }
+        *version = terms.version;
+        self.gateway.set_allowance(terms.ceiling.0, terms.last);
+    }
+
+    /// Takes back what may be sent and was not; says what was sent.
+    pub async fn trim(&self, version: u64) -> Result<Trimmed, RpcError> {
+        {
+            let mut known = lock(&self.version);
+            if version < *known {
+                return Err(conflict("it was allowed something else meanwhile"));
+            }
+            *known = version;
+        }
+        let sent = self.gateway.trim().await;
+        let sent = sent.ok_or_else(|| conflict("its gateway has ended"))?;
+        Ok(Trimmed { ceiling: EgressBytes(sent) })
+    }
+
+    /// Payload bytes that were sent outside.
+    pub fn sent(&self) -> EgressBytes {
+        EgressBytes(self.gateway.counts().egress_bytes)
+    }
+
+    /// The next word for aegisd; `heard` is the number of the last need that this listener was told,
+    /// 0 at first. Cancel-safe.
+    pub async fn word(&self, heard: &mut u64) -> EgressNews {
+        loop {
+            {
+                let mut told = lock(&self.told);
+                if let Some((number, need)) = &told.need
+                    && *number > *heard
+                {
+                    *heard = *number;
+                    return need.clone();
+                }
+                if let Some(denied) = told.denials.pop_front() {
+                    return denied;
+                }
+            }
+            self.news.notified().await;
+        }
+    }
+}
+
+async fn listen(net: Arc<Net>, mut news: mpsc::Receiver<News>) {
+    while let Some(said) = news.recv().await {
+        {
+            let mut told = lock(&net.told);
+            match said {
+                News::Low => told.need(EgressNews::Low),
+                News::Exhausted => told.need(EgressNews::Spent),
+                News::Denied { denied, count } => {
+                    if told.denials.len() >= DENIALS_MAX {
+                        told.denials.pop_front();
+                    }
+                    told.denials.push_back(EgressNews::Denied {
+                        rule: denied.rule.to_owned(),
+                        requested: denied.requested,
+                        allowed: denied.allowed,
+                        count,
+                    });
+                }
+            }
+        }
+        net.news.notify_one();
+    }
+}
+
+/// What a machine of this run directory has sent; unknown where its book can't be read. Where there
+/// is none, there never was a gateway.
+pub fn sent(run_dir: &Path) -> Option<EgressBytes> {
+    use std::os::unix::fs::FileExt as _;
+    let mut bytes = [0; 8];
+    let book = match File::open(run_dir.join(run_dir::EGRESS)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Some(EgressBytes(0)),
+        opened => opened.ok()?,
+    };
+    if book.metadata().ok()?.len() == 0 {
+        return Some(EgressBytes(0));
+    }
+    book.read_exact_at(&mut bytes, 0).ok()?;
+    Some(EgressBytes(u64::from_le_bytes(bytes)))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
