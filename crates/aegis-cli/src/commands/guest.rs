@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::invite::more;
+use super::reach::{self, ReachCommand};
 use super::{Ask, items, maybe, text, when};
 use crate::failure::{EXIT_OTHER, Failure, Result};
 use crate::human;
@@ -43,6 +44,8 @@ verified gone is on the receipt. Exit code 1 when the proof is still missing: th
         /// Its id
         id: String,
     },
+    #[command(flatten)]
+    Reach(ReachCommand),
     /// Say where its machine is (for `provisioner = "manual"`)
     Activate {
         /// Its id
@@ -84,6 +87,7 @@ pub async fn run(ask: &Ask, command: GuestCommand) -> Result<()> {
             let guest = ask.client.post(&format!("{}/thaw", path(&id)), None).await?;
             ask.format.answer(&guest, || format!("{}\n", text(&guest, "status")))
         }
+        GuestCommand::Reach(command) => reach::run(ask, command).await,
         GuestCommand::Activate { id, vm_id, agent_endpoint } => {
             let body = json!({ "vmId": vm_id, "agentEndpoint": agent_endpoint });
             let guest = ask.client.post(&format!("{}/activate", path(&id)), Some(body)).await?;

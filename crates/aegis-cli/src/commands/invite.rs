@@ -70,6 +70,9 @@ pub struct CreateArgs {
     /// Whether it may reach the internet
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     internet: Option<bool>,
+    /// Only this of the internet: a name, *.name, a network, with :PORT or without (may be repeated)
+    #[arg(long, value_name = "WHAT")]
+    allow: Vec<String>,
     /// Whether it may start machines of its own
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     sub_agents: Option<bool>,
@@ -89,6 +92,9 @@ pub struct CreateArgs {
     /// Whether it may reach services of the host
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     host_services: Option<bool>,
+    /// A service of the host that it may reach; implies --host-services yes (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    service: Vec<String>,
     /// Image or commit that the machine starts from
     #[arg(long, value_name = "IMAGE")]
     golden: Option<String>,
@@ -100,7 +106,8 @@ pub struct CreateArgs {
     on_limit: Option<String>,
 }
 
-fn yes_or_no(text: &str) -> Result<bool, String> {
+/// A word for a flag.
+pub fn yes_or_no(text: &str) -> Result<bool, String> {
     match text {
         "yes" | "true" => Ok(true),
         "no" | "false" => Ok(false),
@@ -125,6 +132,10 @@ impl CreateArgs {
         set(&mut body, "spawnDepth", self.spawn_depth.map(Value::from));
         set(&mut body, "maxChildren", self.max_children.map(Value::from));
         set(&mut body, "rootShare", self.root_share.map(Value::from));
+        let some = |list: Vec<String>| (!list.is_empty()).then(|| json!(list));
+        let services = (!self.service.is_empty()).then_some(true).or(self.host_services);
+        set(&mut body, "egressAllow", some(self.allow));
+        set(&mut body, "hostServices", some(self.service));
         let mut limits = json!({});
         set(&mut limits, "maxCpuCores", self.cpus.map(Value::from));
         set(&mut limits, "maxMemoryMB", self.memory.map(Value::from));
@@ -136,7 +147,7 @@ impl CreateArgs {
         let mut permissions = json!({});
         set(&mut permissions, "canAccessInternet", self.internet.map(Value::from));
         set(&mut permissions, "canSpawnSubAgents", sub_agents.map(Value::from));
-        set(&mut permissions, "canAccessHostServices", self.host_services.map(Value::from));
+        set(&mut permissions, "canAccessHostServices", services.map(Value::from));
         for (name, part) in [("resourceLimits", limits), ("permissions", permissions)] {
             if part.as_object().is_some_and(|part| !part.is_empty()) {
                 body[name] = part;

@@ -9,6 +9,7 @@ pub mod invite;
 mod kit;
 pub mod logs;
 pub mod mcp;
+pub mod reach;
 pub mod redeem;
 pub mod run;
 pub mod shape;

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::kit::Kit;
+use super::reach::Reach;
 use super::{Ask, kit, parse_env};
 use crate::failure::{Failure, Result};
 use crate::human::{parse_gb, parse_memory_mb};
@@ -44,6 +45,8 @@ pub struct Shape {
     /// Reach a port inside through a port of this host (may be repeated)
     #[arg(long, value_name = "PORT")]
     expose: Vec<u16>,
+    #[command(flatten)]
+    reach: Reach,
     #[command(flatten)]
     rights: Rights,
     #[command(flatten)]
@@ -140,6 +143,7 @@ impl Shape {
         if !self.expose.is_empty() {
             body["exposes"] = json!(self.expose);
         }
+        part(&mut body, "egress", |to| self.reach.set(to));
         part(&mut body, "capabilities", |to| self.rights.set(to));
         part(&mut body, "envelope", |to| self.limits.set(to));
         Ok(body)

@@ -218,7 +218,15 @@ mod tests {
         fs::write(dir.path().join("netfs.ko"), module("libcrc32c,virtio-rng")).unwrap();
         fs::write(dir.path().join("virtio-rng.ko"), module("")).unwrap();
         fs::write(dir.path().join("unwanted.ko"), module("")).unwrap();
-        let builtin = ["virtio_ring", "virtio", "virtio_mmio", "virtio_console", "ext4", "overlay"];
+        let builtin = [
+            "virtio_ring",
+            "virtio",
+            "virtio_mmio",
+            "virtio_console",
+            "virtio_net",
+            "ext4",
+            "overlay",
+        ];
         let list: String = builtin.iter().map(|b| format!("kernel/{b}.ko\n")).collect();
         fs::write(dir.path().join("modules.builtin"), list).unwrap();
         let catalogue = Catalogue::of(&[dir.path().to_owned()]).unwrap();
