@@ -64,6 +64,13 @@ pub const COMMAND_WORDS_MAX: usize = 1024;
 /// Bytes of a command and its environment together.
 pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
 
+/// Largest first line of a connection to the hatch, bytes.
+pub const KNOCK_MAX: usize = 1024;
+/// Connections to the hatch that one machine has at a time; more wait in the backlog.
+pub const DOOR_CONNECTIONS_MAX: usize = 64;
+
+/// The first line of a connection to the hatch.
+pub const KNOCK_DEADLINE: Duration = Duration::from_secs(5);
 /// From connect to the first answer of a harness in a clone.
 pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
 /// Cold boot of a golden machine, up to its quiesced state.

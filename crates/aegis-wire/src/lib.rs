@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! client ── couch, host ──▶ aegisd ── worker ──▶ aegis-worker ── channel (+ pipe) ──▶ harness
-//!            error                    bounds of all of them: bounds
+//!            error                    gateway ── door ──▶ aegisd          bounds of all: bounds
 //! ```
 //! Start reading at [`worker`] for what a machine is made of, at [`channel`] for what is said to it.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@
 pub mod bounds;
 pub mod channel;
 pub mod couch;
+pub mod door;
 pub mod error;
 pub mod host;
 pub mod logs;
