@@ -8,7 +8,9 @@ use crate::capability::{
     Capabilities, CapabilityAsk, PATTERN_MAX, Workspace, WorkspaceAsk, narrow,
 };
 use crate::change::Change;
+use crate::egress::ServiceName;
 use crate::envelope::{self, Draw, EnvelopeAsk};
+use crate::given;
 use crate::guest::Guest;
 use crate::instance::{
     Asked, Expose, Instance, InstanceState, Spec, Verb, Wanted, ask, children, find,
@@ -53,8 +55,8 @@ pub struct Call<'a> {
 pub struct SpawnAsk {
     /// What it is made of.
     pub spec: Spec,
-    /// Names of secrets.
-    pub secrets: Vec<String>,
+    /// Host services; absent is its parent's.
+    pub services: Option<Vec<ServiceName>>,
     /// Its workspace.
     pub workspace: Option<WorkspaceAsk>,
     /// What it may do.
@@ -271,7 +273,8 @@ fn spawn(
     may_spawn(may)?;
     room_for_child(call, caller, may)?;
     let workspace = within_claims(may, &asked)?;
-    let SpawnAsk { mut spec, secrets, capabilities, envelope: limits, .. } = asked;
+    let SpawnAsk { mut spec, services, capabilities, envelope: limits, .. } = asked;
+    spec.given.services = given::services_of_child(&caller.spec.given, services)?;
     // A default that was cut down to what is left must not become a machine without a disk.
     spec.disk = spec.disk.max(DiskBytes::LEAST);
     if let Some(expose) = spec.exposes.iter().find(|e| e.public_port.is_some()) {
@@ -296,7 +299,6 @@ fn spawn(
         capabilities,
         envelope,
         ends_at,
-        secrets,
         workspace,
     })
 }
@@ -331,7 +333,8 @@ fn within_claims(may: &Capabilities, asked: &SpawnAsk) -> Result<Option<Workspac
         return Err(most("max_expose_ports", "exposed ports", asked, may.max_expose_ports.into())
             .hint("expose fewer ports"));
     }
-    if let Some(secret) = may.forbidden_secret(&asked.secrets) {
+    let secrets = asked.spec.given.secrets.texts();
+    if let Some(secret) = may.forbidden_secret(&secrets) {
         return Err(Refusal::denied(
             "allowed_secrets",
             format!("secret {} may not be given to children of this instance", brief(secret)),

@@ -20,6 +20,7 @@ pub use plan::{Plan, Seen, Step, plan};
 use std::collections::BTreeMap;
 
 use crate::capability::Capabilities;
+use crate::given::Given;
 use crate::kill::MachineEnd;
 use crate::words::{
     CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
@@ -53,6 +54,8 @@ pub struct Spec {
     pub idle_policy: IdlePolicy,
     /// Line for root's `authorized_keys`.
     pub authorized_key: Option<String>,
+    /// What it is given besides its machine.
+    pub given: Given,
 }
 
 #[cfg(test)]
@@ -72,6 +75,7 @@ impl Spec {
             await_port: None,
             idle_policy: IdlePolicy::Default,
             authorized_key: None,
+            given: Given::default(),
         }
     }
 }
@@ -288,6 +292,8 @@ pub struct Instance {
     pub usage_past: Usage,
     /// Usage of this boot so far.
     pub usage_boot: Usage,
+    /// LLM tokens that calls which run have reserved; they count as spent until they are settled.
+    pub tokens_reserved: u64,
     /// Usage of descendants whose records are no longer kept.
     pub usage_below: Usage,
     /// How its last machine ended.
@@ -343,6 +349,7 @@ impl Instance {
             boot_id: None,
             usage_past: Usage::default(),
             usage_boot: Usage::default(),
+            tokens_reserved: 0,
             usage_below: Usage::default(),
             exit: None,
             frozen_at: None,

@@ -15,7 +15,6 @@ pub struct Permit {
     pub(crate) capabilities: Capabilities,
     pub(crate) envelope: Limits,
     pub(crate) ends_at: Option<Time>,
-    pub(crate) secrets: Vec<String>,
     pub(crate) workspace: Option<Workspace>,
 }
 
@@ -28,11 +27,6 @@ impl Permit {
     /// What the child is made of.
     pub fn spec(&self) -> &Spec {
         &self.spec
-    }
-
-    /// Names of the secrets that it gets.
-    pub fn secrets(&self) -> &[String] {
-        &self.secrets
     }
 
     /// The workspace that it gets.

@@ -14,6 +14,7 @@ use aegis_rules::capability::CapabilityAsk;
 use aegis_rules::cascade;
 use aegis_rules::change::Change;
 use aegis_rules::envelope::{self, Draw, EnvelopeAsk};
+use aegis_rules::given::Given;
 use aegis_rules::guest::{self, Guest, GuestStatus};
 use aegis_rules::instance::{
     self, Asked, Exit, Fact, IdlePolicy, Instance, InstanceState, Spec, Verb, Wanted, ask,
@@ -44,6 +45,7 @@ fn spec(size: u32) -> Spec {
         await_port: None,
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
+        given: Given::default(),
     }
 }
 
@@ -354,7 +356,7 @@ fn step(world: &mut World, happens: Happens) {
             let (capabilities, envelope) = *ask;
             let ask = SpawnAsk {
                 spec: spec(size),
-                secrets: vec![],
+                services: None,
                 workspace: None,
                 capabilities,
                 envelope,
