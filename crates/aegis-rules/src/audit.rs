@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::words::{GuestId, InstanceId, InviteId, Time, Tree};
+use crate::words::{GuestId, InstanceId, InviteId, SecretName, Time, Tree};
 
 /// A SHA-256.
 pub type Hash = [u8; 32];
@@ -19,6 +19,8 @@ pub enum Subject {
     Guest(GuestId),
     /// An instance.
     Instance(InstanceId),
+    /// A secret of the host.
+    Secret(SecretName),
 }
 
 impl Subject {
@@ -28,6 +30,7 @@ impl Subject {
             Subject::Invite(id) => id.as_str(),
             Subject::Guest(id) => id.as_str(),
             Subject::Instance(id) => id.as_str(),
+            Subject::Secret(name) => name.as_str(),
         }
     }
 }

@@ -8,8 +8,9 @@ use crate::capability::{
     Capabilities, CapabilityAsk, PATTERN_MAX, Workspace, WorkspaceAsk, narrow,
 };
 use crate::change::Change;
-use crate::egress::EgressAsk;
+use crate::egress::{EgressAsk, ServiceName};
 use crate::envelope::{self, Draw, EnvelopeAsk};
+use crate::given;
 use crate::guest::Guest;
 use crate::instance::{
     Asked, Expose, Instance, InstanceState, Spec, Verb, Wanted, ask, children, find,
@@ -55,8 +56,8 @@ pub struct Call<'a> {
 pub struct SpawnAsk {
     /// What it is made of.
     pub spec: Spec,
-    /// Names of secrets.
-    pub secrets: Vec<String>,
+    /// Host services; absent is its parent's.
+    pub services: Option<Vec<ServiceName>>,
     /// Its workspace.
     pub workspace: Option<WorkspaceAsk>,
     /// What it may do.
@@ -285,7 +286,8 @@ fn spawn(
     may_spawn(may)?;
     room_for_child(call, caller, may)?;
     let workspace = within_claims(may, &asked)?;
-    let SpawnAsk { mut spec, secrets, capabilities, envelope: limits, egress, .. } = asked;
+    let SpawnAsk { mut spec, services, capabilities, envelope: limits, egress, .. } = asked;
+    spec.given.services = given::services_of_child(&caller.spec.given, services)?;
     // A default that was cut down to what is left must not become a machine without a disk.
     spec.disk = spec.disk.max(DiskBytes::LEAST);
     if let Some(expose) = spec.exposes.iter().find(|e| e.public_port.is_some()) {
@@ -311,7 +313,6 @@ fn spawn(
         envelope,
         egress: egress.granted(),
         ends_at,
-        secrets,
         workspace,
     })
 }
@@ -346,7 +347,8 @@ fn within_claims(may: &Capabilities, asked: &SpawnAsk) -> Result<Option<Workspac
         return Err(most("max_expose_ports", "exposed ports", asked, may.max_expose_ports.into())
             .hint("expose fewer ports"));
     }
-    if let Some(secret) = may.forbidden_secret(&asked.secrets) {
+    let secrets = asked.spec.given.secrets.texts();
+    if let Some(secret) = may.forbidden_secret(&secrets) {
         return Err(Refusal::denied(
             "allowed_secrets",
             format!("secret {} may not be given to children of this instance", brief(secret)),

@@ -3,7 +3,7 @@
 //!
 //! Every value fails closed: what is not given is nothing, an empty list allows nothing, 0 is none.
 
-mod glob;
+pub(crate) mod glob;
 mod image;
 mod workspace;
 

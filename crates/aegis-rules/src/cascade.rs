@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::change::Change;
 use crate::guest::Guest;
 use crate::instance::{Instance, InstanceState, Wanted};
-use crate::words::{InstanceId, Time};
+use crate::words::{InstanceId, LlmTokens, Time, Usage};
 
 /// What follows for a tree whose records are as they are after a write: below what is to stop or go,
 /// all is to stop or go; and records that nobody needs are forgotten.
@@ -53,6 +53,13 @@ fn end_below(family: &[Instance], now: Time) -> Vec<Change> {
         .collect()
 }
 
+/// What an instance and those forgotten below it spent. A call that is not settled yet counts in
+/// full: there will be no record to settle it on.
+fn spent_below(instance: &Instance) -> Usage {
+    let open = Usage { tokens: LlmTokens(instance.tokens_reserved), ..Usage::default() };
+    instance.usage().and(instance.usage_below).and(open)
+}
+
 /// Records of what is proven gone, from the leaves up. A child's usage goes over to its parent. A
 /// guest's own machine is kept, and so is everything once the guest has ended: for the receipt.
 fn forget(family: &[Instance], guest: Option<&Guest>, now: Time) -> Vec<Change> {
@@ -62,7 +69,7 @@ fn forget(family: &[Instance], guest: Option<&Guest>, now: Time) -> Vec<Change> 
         (Some(_), Some(guest)) => guest.instance.as_ref() == Some(&i.id) || !guest.status.is_live(),
     };
     let mut usage: BTreeMap<&InstanceId, _> =
-        family.iter().map(|i| (&i.id, i.usage().and(i.usage_below))).collect();
+        family.iter().map(|i| (&i.id, spent_below(i))).collect();
     let mut forgotten: BTreeSet<&InstanceId> = BTreeSet::new();
     let mut changes = Vec::new();
     loop {

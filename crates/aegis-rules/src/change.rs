@@ -8,13 +8,16 @@ mod apply;
 
 use crate::audit::{Note, Subject};
 use crate::egress::{Denied, Egress};
+use crate::given::Secrets;
 use crate::guest::{Guest, GuestStatus};
 use crate::instance::{Exit, Expose, Instance, InstanceState, Wanted};
 use crate::invite::Invite;
 use crate::kill::{MachineEnd, Receipt};
 use crate::refusal::{Code, Refusal};
 use crate::request::AccessRequest;
-use crate::words::{EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, Port, Time, Usage};
+use crate::words::{
+    EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time, Usage,
+};
 
 /// One thing that is written, together with the others of its set or not at all.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,6 +104,19 @@ pub enum Change {
     LeaseHeld { id: InstanceId, reason: Option<String>, expires_at: Time, at: Time },
     /// It no longer does.
     LeaseReleased { id: InstanceId, at: Time },
+    /// It gets these secrets at its next start.
+    InstanceSecrets { id: InstanceId, secrets: Secrets, at: Time },
+    /// The most that an LLM call of it may cost, before it begins.
+    TokensReserved { id: InstanceId, call: String, amount: LlmTokens, at: Time },
+    /// What the call did cost; `of` says what it was, where that is known.
+    TokensSettled {
+        id: InstanceId,
+        call: String,
+        of: Option<Box<LlmCall>>,
+        reserved: LlmTokens,
+        spent: LlmTokens,
+        at: Time,
+    },
     /// One more port of it may be reached.
     InstanceExposed { id: InstanceId, expose: Expose, at: Time },
     /// One less.
@@ -118,6 +134,17 @@ pub enum Change {
     },
     /// Its parent has a command run in it.
     ChildExec { id: InstanceId, parent: InstanceId, command: Vec<String>, at: Time },
+}
+
+/// What an LLM call was, without a word of what was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LlmCall {
+    /// The provider's name in the host's settings.
+    pub provider: String,
+    /// The model, as it was asked for.
+    pub model: String,
+    /// How it ended, in a word.
+    pub end: &'static str,
 }
 
 /// Longest text from a machine in a note, characters.
@@ -308,7 +335,24 @@ impl Change {
                 id,
                 vec![("parent", parent.to_string()), ("command", cut(&command.join(" ")))],
             ),
+            Change::InstanceSecrets { id, secrets, .. } => {
+                instance("instance.secrets", id, vec![("secrets", secrets.texts().join(","))])
+            }
+            Change::TokensSettled { id, call, of, reserved, spent, .. } => {
+                let mut data = vec![
+                    ("call", call.clone()),
+                    ("tokens", spent.0.to_string()),
+                    ("reserved", reserved.0.to_string()),
+                ];
+                if let Some(of) = of {
+                    data.push(("provider", cut(&of.provider)));
+                    data.push(("model", cut(&of.model)));
+                    data.push(("end", of.end.to_owned()));
+                }
+                instance("llm.call", id, data)
+            }
             Change::InstanceToken { .. }
+            | Change::TokensReserved { .. }
             | Change::InstanceAbsorbed { .. }
             | Change::InstancePort { .. }
             | Change::InstanceUsed { .. }
@@ -362,6 +406,9 @@ impl Change {
             | Change::InstanceAbsorbed { id, .. }
             | Change::InstanceForgotten { id, .. }
             | Change::InstanceToken { id, .. }
+            | Change::InstanceSecrets { id, .. }
+            | Change::TokensReserved { id, .. }
+            | Change::TokensSettled { id, .. }
             | Change::LeaseHeld { id, .. }
             | Change::LeaseReleased { id, .. }
             | Change::InstanceExposed { id, .. }

@@ -41,7 +41,7 @@ impl Draw {
             memory_mb: if live { instance.spec.memory.0.into() } else { 0 },
             disk_bytes: if kept { instance.spec.disk.0 } else { 0 },
             egress_bytes: usage.egress.0.saturating_add(allowance::unsent(instance)),
-            tokens: usage.tokens.0,
+            tokens: usage.tokens.0.saturating_add(instance.tokens_reserved),
         }
     }
 

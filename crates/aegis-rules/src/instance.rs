@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 
 use crate::capability::Capabilities;
 use crate::egress::Egress;
+use crate::given::Given;
 use crate::kill::MachineEnd;
 use crate::words::{
     CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
@@ -54,6 +55,8 @@ pub struct Spec {
     pub idle_policy: IdlePolicy,
     /// Line for root's `authorized_keys`.
     pub authorized_key: Option<String>,
+    /// What it is given besides its machine.
+    pub given: Given,
 }
 
 #[cfg(test)]
@@ -73,6 +76,7 @@ impl Spec {
             await_port: None,
             idle_policy: IdlePolicy::Default,
             authorized_key: None,
+            given: Given::default(),
         }
     }
 }
@@ -295,6 +299,8 @@ pub struct Instance {
     pub egress_allowed: EgressBytes,
     /// Counts what its machine was told of that: a later word wins over an earlier one.
     pub egress_version: u64,
+    /// LLM tokens that calls which run have reserved; they count as spent until they are settled.
+    pub tokens_reserved: u64,
     /// Usage of descendants whose records are no longer kept.
     pub usage_below: Usage,
     /// How its last machine ended.
@@ -353,6 +359,7 @@ impl Instance {
             usage_boot: Usage::default(),
             egress_allowed: EgressBytes(0),
             egress_version: 0,
+            tokens_reserved: 0,
             usage_below: Usage::default(),
             exit: None,
             frozen_at: None,

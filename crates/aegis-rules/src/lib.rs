@@ -6,8 +6,9 @@
 //!
 //! Start reading at [`invite`]: an invite becomes a guest; then [`instance`]: what a machine's next
 //! step is; then [`authorize`]: what a machine may ask for, and [`cascade`]: what an end takes with it;
-//! then [`kill`]: what must be proven gone; and [`egress`]: what it may reach. All that can ever be written is a
-//! [`change::Change`]; [`words`] are what all of them speak.
+//! then [`kill`]: what must be proven gone; [`egress`]: what it may reach; and [`tokens`]: what its
+//! LLM calls may cost. All that can ever be written is a [`change::Change`]; [`words`] are what all of
+//! them speak.
 #![forbid(unsafe_code)]
 
 pub mod allowance;
@@ -20,6 +21,7 @@ pub mod change;
 pub mod egress;
 pub mod envelope;
 pub mod exceed;
+pub mod given;
 pub mod guest;
 pub mod idle;
 pub mod instance;
@@ -28,4 +30,5 @@ pub mod kill;
 pub mod refusal;
 pub mod request;
 pub mod spawn;
+pub mod tokens;
 pub mod words;

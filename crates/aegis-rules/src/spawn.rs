@@ -17,7 +17,6 @@ pub struct Permit {
     pub(crate) envelope: Limits,
     pub(crate) egress: Egress,
     pub(crate) ends_at: Option<Time>,
-    pub(crate) secrets: Vec<String>,
     pub(crate) workspace: Option<Workspace>,
 }
 
@@ -30,11 +29,6 @@ impl Permit {
     /// What the child is made of.
     pub fn spec(&self) -> &Spec {
         &self.spec
-    }
-
-    /// Names of the secrets that it gets.
-    pub fn secrets(&self) -> &[String] {
-        &self.secrets
     }
 
     /// The workspace that it gets.

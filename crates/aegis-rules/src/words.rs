@@ -11,7 +11,7 @@ mod time;
 pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number, Share};
 pub use ids::{
     BadWord, GuestId, Handle, ImageRef, InstanceId, InviteCode, InviteId, Label, Port, PublicKey,
-    Tree,
+    SecretName, Tree,
 };
 pub use limits::{Limit, Limits, OnLimit, Permissions, Usage, Violation};
 pub use time::{DurationMs, Time};

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use aegis_rules::change::Change;
+use aegis_rules::given::Given;
 use aegis_rules::guest::{self, Guest, GuestStatus};
 use aegis_rules::instance::{
     Asked, Exit, Expose, Fact, IdlePolicy, Instance, InstanceState, Plan, Protocol, Seen, Spec,
@@ -40,6 +41,7 @@ fn spec() -> Spec {
         await_port: None,
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
+        given: Given::default(),
     }
 }
 

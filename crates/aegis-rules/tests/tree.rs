@@ -15,6 +15,7 @@ use aegis_rules::cascade;
 use aegis_rules::change::Change;
 use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::{self, Draw, EnvelopeAsk};
+use aegis_rules::given::Given;
 use aegis_rules::guest::{self, Guest, GuestStatus};
 use aegis_rules::instance::{
     self, Asked, Exit, Fact, IdlePolicy, Instance, InstanceState, Spec, Verb, Wanted, ask,
@@ -45,6 +46,7 @@ fn spec(size: u32) -> Spec {
         await_port: None,
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
+        given: Given::default(),
     }
 }
 
@@ -355,7 +357,7 @@ fn step(world: &mut World, happens: Happens) {
             let (capabilities, envelope) = *ask;
             let ask = SpawnAsk {
                 spec: spec(size),
-                secrets: vec![],
+                services: None,
                 workspace: None,
                 capabilities,
                 envelope,

@@ -1,6 +1,7 @@
 //! Each step of seeds/002 "Validation Flow" by itself, and each claim failing closed.
 
 use super::*;
+use crate::given::Secrets;
 use crate::instance::Protocol;
 use crate::spawn::spawn;
 use crate::words::{CpuMillis, EgressBytes, Limits, LlmTokens, MemoryMb, Tree};
@@ -97,7 +98,7 @@ impl World {
     fn spawn(&self, change: impl FnOnce(&mut SpawnAsk)) -> Result<Permit, Refusal> {
         let mut ask = SpawnAsk {
             spec: spec(),
-            secrets: vec![],
+            services: None,
             workspace: None,
             capabilities: CapabilityAsk::default(),
             envelope: EnvelopeAsk::default(),
@@ -282,9 +283,10 @@ fn step_7_the_size_must_be_allowed() {
 fn step_8_secrets_must_be_allowed() {
     let mut world = World::new();
     let secrets = |world: &World, names: &[&str]| {
-        world.spawn(|ask| ask.secrets = names.iter().map(|n| (*n).to_owned()).collect())
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        world.spawn(|ask| ask.spec.given.secrets = Secrets::parse(&names).unwrap())
     };
-    assert_eq!(secrets(&world, &["KEY"]).unwrap().secrets(), ["KEY"]);
+    assert_eq!(secrets(&world, &["KEY"]).unwrap().spec().given.secrets.texts(), ["KEY"]);
     denied(&secrets(&world, &["KEY", "B"]).unwrap_err(), "allowed_secrets", "B", "KEY");
     denied(&secrets(&world, &["*"]).unwrap_err(), "allowed_secrets", "*", "KEY");
     world.claims.cap.allowed_secrets.clear();

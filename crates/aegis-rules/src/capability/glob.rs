@@ -13,11 +13,11 @@ enum Token {
 
 /// A pattern, ready to be compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Glob(Vec<Token>);
+pub(crate) struct Glob(Vec<Token>);
 
 impl Glob {
     /// Every text is a pattern.
-    pub(super) fn new(text: &str) -> Glob {
+    pub(crate) fn new(text: &str) -> Glob {
         let mut tokens = Vec::with_capacity(text.len());
         let mut bytes = text.bytes().peekable();
         while let Some(byte) = bytes.next() {
@@ -31,24 +31,24 @@ impl Glob {
     }
 
     /// A text that stands for itself, whatever is in it.
-    pub(super) fn literal(text: &str) -> Glob {
+    pub(crate) fn literal(text: &str) -> Glob {
         Glob(text.bytes().map(Token::Byte).collect())
     }
 
     /// The pattern for any text.
-    pub(super) fn any() -> Glob {
+    pub(crate) fn any() -> Glob {
         Glob(vec![Token::Any])
     }
 
     /// The same pattern with another one behind it.
-    pub(super) fn then(mut self, text: &str) -> Glob {
+    pub(crate) fn then(mut self, text: &str) -> Glob {
         self.0.extend(Glob::new(text).0);
         self
     }
 
     /// Whether every text of `other` is one of this. Where it says yes it is so; some that are so
     /// it does not find (`a*` and `*a` together), which is the side to err on.
-    pub(super) fn covers(&self, other: &Glob) -> bool {
+    pub(crate) fn covers(&self, other: &Glob) -> bool {
         let wide = &self.0;
         let mut now = vec![false; wide.len() + 1];
         now[0] = true;

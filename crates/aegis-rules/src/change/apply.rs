@@ -5,7 +5,7 @@ use crate::guest::{Guest, GuestStatus};
 use crate::instance::{Instance, InstanceState, Lease, Wanted};
 use crate::invite::{Invite, InviteStatus};
 use crate::request::{KEPT_MAX, Verdict};
-use crate::words::{EgressBytes, Time, Usage};
+use crate::words::{EgressBytes, LlmTokens, Time, Usage};
 
 impl Invite {
     /// The record after a change to it; other changes leave it as it is.
@@ -175,6 +175,19 @@ impl Instance {
                 self.lease = Some(Lease { reason: reason.clone(), expires_at: *expires_at });
             }
             Change::LeaseReleased { .. } => self.lease = None,
+            Change::InstanceSecrets { secrets, at, .. } => {
+                self.spec.given.secrets = secrets.clone();
+                self.updated_at = *at;
+            }
+            Change::TokensReserved { amount, .. } => {
+                self.tokens_reserved = self.tokens_reserved.saturating_add(amount.0);
+            }
+            Change::TokensSettled { reserved, spent, .. } => {
+                self.tokens_reserved = self.tokens_reserved.saturating_sub(reserved.0);
+                // Also after the boot in which it began: this one's sum is folded at its end.
+                let tokens = &mut self.usage_boot.tokens;
+                *tokens = LlmTokens(tokens.0.saturating_add(spent.0.min(reserved.0)));
+            }
             Change::InstanceExposed { expose, at, .. } => {
                 self.spec.exposes.retain(|e| e.guest_port != expose.guest_port);
                 self.spec.exposes.push(*expose);

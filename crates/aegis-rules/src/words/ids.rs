@@ -115,6 +115,14 @@ word! {
     |s| s.trim() == s && !s.is_empty() && s.chars().count() <= 200 && !s.chars().any(char::is_control)
 }
 
+word! {
+    /// Name of a secret of the host, which is the name of the variable that holds it inside.
+    SecretName, "secret name", "1 to 64 of A-Z 0-9 _ and begin with a letter or _",
+    |s| s.len() <= 64
+        && s.bytes().next().is_some_and(|b| b.is_ascii_uppercase() || b == b'_')
+        && s.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
 impl InstanceId {
     /// The instance id that carries this ULID.
     pub fn from_ulid_text(ulid: &str) -> Result<InstanceId, BadWord> {
@@ -195,13 +203,19 @@ pub enum Tree {
     Invite(InviteId),
     /// A host's own instance and its descendants.
     Instance(InstanceId),
+    /// The host itself: what belongs to no machine.
+    Host,
 }
+
+/// The text form of [`Tree::Host`].
+const HOST_TREE: &str = "host";
 
 impl fmt::Display for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Tree::Invite(id) => id.fmt(f),
             Tree::Instance(id) => id.fmt(f),
+            Tree::Host => f.write_str(HOST_TREE),
         }
     }
 }
@@ -210,6 +224,7 @@ impl FromStr for Tree {
     type Err = BadWord;
     fn from_str(s: &str) -> Result<Tree, BadWord> {
         match s.parse() {
+            _ if s == HOST_TREE => Ok(Tree::Host),
             Ok(id) => Ok(Tree::Instance(id)),
             Err(_) => s.parse().map(Tree::Invite),
         }

@@ -7,6 +7,7 @@ use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
 use aegis_rules::capability::{Capabilities, CapabilityAsk};
 use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::{self, EnvelopeAsk};
+use aegis_rules::given::Given;
 use aegis_rules::instance::{IdlePolicy, Instance, InstanceState, Spec, Wanted};
 use aegis_rules::kill::{MUST_VERIFY, MachineEnd};
 use aegis_rules::spawn::spawn;
@@ -30,6 +31,7 @@ fn spec() -> Spec {
         await_port: None,
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
+        given: Given::default(),
     }
 }
 
@@ -85,7 +87,7 @@ async fn child(ledger: &Ledger, parent: &InstanceId) -> Result<InstanceId, Write
             let call = Call { channel: &parent, claims: &claims, family: &family, guest: None };
             let ask = SpawnAsk {
                 spec: spec(),
-                secrets: vec![],
+                services: None,
                 workspace: None,
                 capabilities: CapabilityAsk::default(),
                 envelope: EnvelopeAsk::default(),
