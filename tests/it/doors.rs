@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 29] = [
+const HOST_ROUTES: [(Method, &str); 30] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -24,6 +24,7 @@ const HOST_ROUTES: [(Method, &str); 29] = [
     (Method::PUT, "/couch/guests/x/usage"),
     (Method::POST, "/couch/guests/x/freeze"),
     (Method::POST, "/couch/guests/x/thaw"),
+    (Method::GET, "/couch/events?follow=false"),
     (Method::GET, "/v1/status"),
     (Method::POST, "/v1/instances"),
     (Method::GET, "/v1/instances"),

@@ -9,6 +9,7 @@ mod cli;
 mod couch;
 mod crash;
 mod doors;
+mod events;
 mod guest;
 mod host;
 mod hostile;

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod couch;
+pub mod events;
 pub mod exec;
 pub mod instances;
 pub mod kill;

@@ -4,6 +4,7 @@
 mod answer;
 mod ask;
 mod couch;
+mod events;
 mod host;
 mod limit;
 mod stream;
@@ -14,6 +15,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::bounds::EVENT_FOLLOWERS_MAX;
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
@@ -45,6 +47,10 @@ pub(crate) struct State {
     rate: Arc<RateLimit>,
     /// Where the API really listens.
     listen: SocketAddr,
+    /// Who may follow events yet.
+    followers: Arc<Semaphore>,
+    /// Answers that go on without end, end when this says so.
+    stopped: watch::Receiver<bool>,
 }
 
 /// Bound, but not served yet.
@@ -88,10 +94,15 @@ impl Doors {
 /// Serves both listeners.
 pub fn open(listeners: Listeners, app: App) -> Doors {
     let (per_second, burst) = (app.ctx.config.rate_per_second, app.ctx.config.rate_burst);
-    let state =
-        State { rate: Arc::new(RateLimit::new(per_second, burst)), listen: listeners.address, app };
-    let router = routes(state);
     let (stop, stopped) = watch::channel(false);
+    let state = State {
+        rate: Arc::new(RateLimit::new(per_second, burst)),
+        listen: listeners.address,
+        followers: Arc::new(Semaphore::new(EVENT_FOLLOWERS_MAX)),
+        stopped: stopped.clone(),
+        app,
+    };
+    let router = routes(state);
     let tcp = tokio::spawn(serve(router.clone(), stopped.clone(), listeners.tcp));
     let unix = tokio::spawn(serve(router, stopped, listeners.unix));
     Doors { stop, tasks: vec![tcp, unix] }

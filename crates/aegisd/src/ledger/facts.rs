@@ -210,6 +210,12 @@ impl<'a> Facts<'a> {
         })
     }
 
+    /// The place of the newest row of the audit trail; 0 where there is none.
+    pub fn last_event(&self) -> Result<u64, Error> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM event";
+        Ok(self.connection.prepare_cached(sql)?.query_row([], |r| r.get(0))?)
+    }
+
     /// All instances that are not gone, oldest first.
     pub fn instances(&self) -> Result<Vec<Instance>, Error> {
         self.many("SELECT * FROM instance WHERE state <> 'gone' ORDER BY id", [], rows::instance)
