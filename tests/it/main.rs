@@ -14,6 +14,7 @@ mod guest;
 mod host;
 mod hostile;
 mod many;
+mod metrics;
 mod spares;
 mod tidy;
 mod tree;

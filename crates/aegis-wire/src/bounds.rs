@@ -65,6 +65,8 @@ pub const EVENT_KIND_MAX: usize = 64;
 pub const EVENT_KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A follower that lost the daemon comes back after this.
 pub const EVENT_RETRY: Duration = Duration::from_secs(1);
+/// Guests that metrics show one by one; the rest is counted.
+pub const METRICS_GUESTS_MAX: usize = 500;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
 /// Exposed ports of an instance.

@@ -8,6 +8,7 @@ mod events;
 mod host;
 mod limit;
 mod stream;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -118,6 +119,7 @@ fn routes(state: State) -> Router {
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(answer::panicked))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), trace::traced))
         .with_state(state)
 }
 

@@ -151,6 +151,16 @@ impl<'a> Facts<'a> {
         Ok(page(found, limit, |g| g.id.to_string()))
     }
 
+    /// Guests that have not ended, newest first.
+    pub fn live_guests(&self, now: Time, limit: usize) -> Result<Vec<Guest>, Error> {
+        self.many(
+            "SELECT * FROM guest WHERE status IN ('provisioning','running','frozen')
+               AND expires_at > ?1 ORDER BY id DESC LIMIT ?2",
+            params![now.0, limit],
+            rows::guest,
+        )
+    }
+
     /// The instance with this id.
     pub fn instance(&self, id: &InstanceId) -> Result<Option<Instance>, Error> {
         self.one("SELECT * FROM instance WHERE id = ?1", [id.as_str()], rows::instance)
