@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 29] = [
+const HOST_ROUTES: [(Method, &str); 31] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -24,6 +24,7 @@ const HOST_ROUTES: [(Method, &str); 29] = [
     (Method::PUT, "/couch/guests/x/usage"),
     (Method::POST, "/couch/guests/x/freeze"),
     (Method::POST, "/couch/guests/x/thaw"),
+    (Method::GET, "/couch/events?follow=false"),
     (Method::GET, "/v1/status"),
     (Method::POST, "/v1/instances"),
     (Method::GET, "/v1/instances"),
@@ -43,6 +44,7 @@ const HOST_ROUTES: [(Method, &str); 29] = [
     (Method::POST, "/v1/instances/x/expose"),
     (Method::DELETE, "/v1/instances/x/expose/80"),
     (Method::GET, "/v1/audit"),
+    (Method::GET, "/metrics"),
 ];
 
 #[test]

@@ -26,18 +26,19 @@ const CRATES: [(&str, &[&str]); 11] = [
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("doors", &["app", "config", "keys"]),
     ("broker", &["app", "keys", "lifecycle", "tokens"]),
     ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router", "tokens"]),
-    ("lifecycle", &["config", "ctx", "keys", "ledger", "router", "tokens"]),
+    ("lifecycle", &["config", "ctx", "keys", "ledger", "metrics", "router", "tokens"]),
     ("router", &["ctx", "keys", "lifecycle"]),
     ("ledger", &["keys"]),
-    ("ctx", &["clock", "config", "keys", "ledger", "watch"]),
+    ("ctx", &["clock", "config", "keys", "ledger", "metrics", "watch"]),
     ("config", &[]),
     ("keys", &["tokens"]),
     ("tokens", &[]),
     ("clock", &[]),
+    ("metrics", &[]),
     ("watch", &[]),
 ];
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName};
-use hyper::{Method, Request};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -151,6 +152,24 @@ impl Client {
 
     /// Asks with whatever bytes as the body.
     pub fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, Broken> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let exchange = async {
+                let (head, body) = self.begin(method, path, body).await?.into_parts();
+                let body = body.collect().await?.to_bytes();
+                Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+            };
+            tokio::time::timeout(DEADLINE, exchange).await?
+        })
+    }
+
+    /// Asks, and gives the answer as it begins; the connection ends with its body.
+    pub(crate) async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Broken> {
         let mut request = Request::builder().method(method).uri(path);
         if !self.headers.iter().any(|(n, _)| *n == header::HOST) {
             request = request.header(header::HOST, "localhost");
@@ -162,31 +181,20 @@ impl Client {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(body))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let exchange = async {
-                match &self.door {
-                    Door::Tcp(address) => {
-                        exchange(TcpStream::connect(address).await?, request).await
-                    }
-                    Door::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
-                }
-            };
-            tokio::time::timeout(DEADLINE, exchange).await?
-        })
+        match &self.door {
+            Door::Tcp(address) => exchange(TcpStream::connect(address).await?, request).await,
+            Door::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
+        }
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Answer, Broken>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Broken>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let (head, body) = response.into_parts();
-    let body = body.collect().await?.to_bytes();
-    connection.abort();
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    // It ends with the body, or with the runtime.
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
 }

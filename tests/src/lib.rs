@@ -10,6 +10,8 @@ pub mod golden;
 pub mod house;
 pub mod http;
 pub mod look;
+pub mod metrics;
+pub mod sse;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

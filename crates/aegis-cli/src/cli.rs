@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{audit, daemon, exec, guest, instance, invite, logs, mcp, redeem, run};
+use crate::commands::{
+    audit, daemon, events, exec, guest, instance, invite, logs, mcp, redeem, run,
+};
 use crate::setup::SetupArgs;
 
 /// Lends someone a sandboxed VM with a spending limit that can be trusted.
@@ -92,6 +94,8 @@ pub enum Command {
     Guest(guest::GuestCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
+    /// Show what happens on this host, or what has happened
+    Events(events::EventsArgs),
     /// The audit trail: who did what, chained by hashes
     #[command(subcommand)]
     Audit(audit::AuditCommand),

@@ -93,6 +93,12 @@ impl Client {
         Ok(Lines::new(self.send(method, path, body, &[]).await?.into_body()))
     }
 
+    /// GET of server-sent events, as lines.
+    pub async fn events(&self, path: &str) -> Result<Lines> {
+        let headers = [("accept", "text/event-stream")];
+        Ok(Lines::new(self.send(Method::GET, path, None, &headers).await?.into_body()))
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -55,6 +55,18 @@ pub const GUEST_PARAMS_HELD_MAX: usize = 4 * GUEST_PARAMS_MAX;
 pub const TICKET_MAX: usize = 128;
 /// Streams of answers that wait in a machine for the answer that names them.
 pub const TICKETS_MAX: usize = 32;
+/// Followers of `/couch/events` at a time.
+pub const EVENT_FOLLOWERS_MAX: usize = 64;
+/// Events that are read for one follower at once; no more of them wait in memory for it.
+pub const EVENT_PAGE: usize = 200;
+/// Longest prefix of a kind that events can be asked for by, bytes.
+pub const EVENT_KIND_MAX: usize = 64;
+/// A follower hears at least a comment this often.
+pub const EVENT_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A follower that lost the daemon comes back after this.
+pub const EVENT_RETRY: Duration = Duration::from_secs(1);
+/// Guests that metrics show one by one; the rest is counted.
+pub const METRICS_GUESTS_MAX: usize = 500;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
 /// Exposed ports of an instance.

@@ -3,8 +3,10 @@
 //! Requests are read field by field, so that every refusal names its field and what would pass.
 
 mod ask;
+mod event;
 
 pub use ask::{activate, create_invite, redeem, usage};
+pub use event::{Event, EventKind};
 
 use serde::{Serialize, Serializer};
 

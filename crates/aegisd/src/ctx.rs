@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
+use crate::metrics::Metrics;
 use crate::watch::Watch;
 
 /// Shared by all tasks; made once by `main`.
@@ -29,6 +30,8 @@ pub struct Ctx {
     pub sizes: Sizes,
     /// Usage of running machines that is newer than the ledger's.
     pub meters: Meters,
+    /// What was done since the start.
+    pub metrics: Metrics,
 }
 
 /// Every task's handle on the context.

@@ -14,6 +14,7 @@ mod doors;
 mod keys;
 mod ledger;
 mod lifecycle;
+mod metrics;
 mod router;
 mod tokens;
 mod watch;
@@ -145,7 +146,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let home = config.home.clone();
     let (meters, sizes) = (Meters::default(), Sizes::default());
     let watch = watch::Watch::default();
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters });
+    let metrics = metrics::Metrics::default();
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters, metrics });
     let router = Router::default();
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
     let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), callers);

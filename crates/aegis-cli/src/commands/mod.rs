@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod daemon;
+pub mod events;
 pub mod exec;
 pub mod guest;
 pub mod instance;
@@ -48,6 +49,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
+        Command::Events(args) => events::events(ask, args).await,
         Command::Audit(command) => audit::run(ask, command).await,
         Command::Mcp(command) => mcp::run(ask.format, command),
         // These ask no daemon, and main does them.

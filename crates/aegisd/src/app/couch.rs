@@ -158,7 +158,8 @@ pub struct Metered {
     pub usage: Usage,
 }
 
-fn metered(
+/// A guest with what it used.
+pub(super) fn metered(
     app: &App,
     facts: &crate::ledger::Facts<'_>,
     guest: Guest,

@@ -3,11 +3,13 @@
 
 pub mod audit;
 pub mod couch;
+pub mod events;
 pub mod exec;
 pub mod instances;
 pub mod kill;
 pub mod limits;
 pub mod logs;
+pub mod metrics;
 pub mod ports;
 pub mod tree;
 

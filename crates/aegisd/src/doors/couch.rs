@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::State;
 use super::answer::Failure;
 use super::ask::{HostAuth, JsonBody, ListQuery, Named, Params, bad_query, bearer, rate_limited};
+use super::events::events;
 use crate::app::{self, Public};
 
 type Body = JsonBody<COUCH_BODY_MAX>;
@@ -48,6 +49,7 @@ pub(super) fn host() -> Router<State> {
         .route("/couch/guests/{id}/usage", put(report_usage))
         .route("/couch/guests/{id}/freeze", post(freeze))
         .route("/couch/guests/{id}/thaw", post(thaw))
+        .route("/couch/events", get(events))
 }
 
 async fn redeem(

@@ -1,4 +1,4 @@
-//! `/v1` (contracts/aegis.md 1): instances, as the host asks for them.
+//! `/v1` (contracts/aegis.md 1): instances, as the host asks for them; and `/metrics`.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use aegis_wire::host::{
 };
 use aegis_wire::words::{Port, Time, Tree};
 use axum::extract::State as Extract;
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
@@ -47,6 +47,7 @@ pub(super) fn routes() -> Router<State> {
         .route("/v1/instances/{id}/expose", post(expose))
         .route("/v1/instances/{id}/expose/{port}", delete(unexpose))
         .route("/v1/audit", get(export_audit))
+        .route("/metrics", get(metrics))
 }
 
 async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Answer {
@@ -295,6 +296,14 @@ async fn export_audit(
         Some(text) => text.parse::<u64>().map_err(|_| bad_query("after", "the seq of an event"))?,
     };
     Ok(stream::lines(audit::export(host, &state.app, tree, after)))
+}
+
+/// Prometheus' text format, by its own name.
+const METRICS: [(HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+
+async fn metrics(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Answer {
+    Ok((METRICS, app::metrics::scrape(host, &state.app)?).into_response())
 }
 
 #[derive(Deserialize)]

@@ -4,10 +4,12 @@
 mod answer;
 mod ask;
 mod couch;
+mod events;
 mod guests;
 mod host;
 mod limit;
 mod stream;
+mod trace;
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +17,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::bounds::EVENT_FOLLOWERS_MAX;
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
@@ -46,6 +49,10 @@ pub(crate) struct State {
     rate: Arc<RateLimit>,
     /// Where the API really listens.
     listen: SocketAddr,
+    /// Who may follow events yet.
+    followers: Arc<Semaphore>,
+    /// Answers that go on without end, end when this says so.
+    stopped: watch::Receiver<bool>,
 }
 
 /// Bound, but not served yet.
@@ -89,10 +96,15 @@ impl Doors {
 /// Serves both listeners.
 pub fn open(listeners: Listeners, app: App) -> Doors {
     let (per_second, burst) = (app.ctx.config.rate_per_second, app.ctx.config.rate_burst);
-    let state =
-        State { rate: Arc::new(RateLimit::new(per_second, burst)), listen: listeners.address, app };
-    let router = routes(state);
     let (stop, stopped) = watch::channel(false);
+    let state = State {
+        rate: Arc::new(RateLimit::new(per_second, burst)),
+        listen: listeners.address,
+        followers: Arc::new(Semaphore::new(EVENT_FOLLOWERS_MAX)),
+        stopped: stopped.clone(),
+        app,
+    };
+    let router = routes(state);
     let tcp = tokio::spawn(serve(router.clone(), stopped.clone(), listeners.tcp));
     let unix = tokio::spawn(serve(router, stopped, listeners.unix));
     Doors { stop, tasks: vec![tcp, unix] }
@@ -109,6 +121,7 @@ fn routes(state: State) -> Router {
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(answer::panicked))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), trace::traced))
         .with_state(state)
 }
 

@@ -151,6 +151,16 @@ impl<'a> Facts<'a> {
         Ok(page(found, limit, |g| g.id.to_string()))
     }
 
+    /// Guests that have not ended, newest first.
+    pub fn live_guests(&self, now: Time, limit: usize) -> Result<Vec<Guest>, Error> {
+        self.many(
+            "SELECT * FROM guest WHERE status IN ('provisioning','running','frozen')
+               AND expires_at > ?1 ORDER BY id DESC LIMIT ?2",
+            params![now.0, limit],
+            rows::guest,
+        )
+    }
+
     /// The instance with this id.
     pub fn instance(&self, id: &InstanceId) -> Result<Option<Instance>, Error> {
         self.one("SELECT * FROM instance WHERE id = ?1", [id.as_str()], rows::instance)
@@ -208,6 +218,12 @@ impl<'a> Facts<'a> {
                 hash: r.get("hash")?,
             })
         })
+    }
+
+    /// The place of the newest row of the audit trail; 0 where there is none.
+    pub fn last_event(&self) -> Result<u64, Error> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM event";
+        Ok(self.connection.prepare_cached(sql)?.query_row([], |r| r.get(0))?)
     }
 
     /// All instances that are not gone, oldest first.

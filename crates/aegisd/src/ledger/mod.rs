@@ -8,6 +8,7 @@
 mod facts;
 mod rows;
 mod store;
+mod tally;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use facts::{EventRow, Facts, Page};
+pub use tally::Tally;
 
 /// Writes that may wait for the writer; more wait in their tasks.
 const QUEUE: usize = 1024;
@@ -81,6 +83,7 @@ pub struct Ledger {
     readers: Mutex<Vec<Connection>>,
     commits: watch::Receiver<u64>,
     touched: Touched,
+    tally: Arc<Tally>,
 }
 
 /// Instances that a write touched without naming them.
@@ -103,6 +106,7 @@ impl Ledger {
             readers: Mutex::default(),
             commits,
             touched: Touched::default(),
+            tally: Arc::default(),
         })
     }
 
@@ -115,24 +119,29 @@ impl Ledger {
     {
         let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
         let actor = actor.to_owned();
-        let touched = Arc::clone(&self.touched);
+        let (touched, tally) = (Arc::clone(&self.touched), Arc::clone(&self.tally));
         let job: Job = Box::new(move |connection| {
             let facts = Facts::new(connection);
             let decided = decide(&facts).and_then(|(changes, value)| {
-                let others = store::apply(connection, &actor, &changes)?;
+                let applied = store::apply(connection, &actor, &changes)?;
                 // Before the commit is told. Should it fail, they are looked at for nothing.
-                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
-                Ok(value)
+                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(applied.touched);
+                Ok((value, applied.written))
             });
             match decided {
-                Ok(value) => Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
-                    let outcome = match committed {
-                        Ok(()) => Ok(value),
-                        Err(e) => Err(Error::Commit(e.to_string()).into()),
-                    };
-                    // The asker may have left; what was written stays.
-                    let _ = answer.send(outcome);
-                })),
+                Ok((value, written)) => {
+                    Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
+                        let outcome = match committed {
+                            Ok(()) => {
+                                tally.count(&written);
+                                Ok(value)
+                            }
+                            Err(e) => Err(Error::Commit(e.to_string()).into()),
+                        };
+                        // The asker may have left; what was written stays.
+                        let _ = answer.send(outcome);
+                    }))
+                }
                 Err(error) => Err(Box::new(move |_: Result<(), &rusqlite::Error>| {
                     let _ = answer.send(Err(error));
                 })),
@@ -165,6 +174,11 @@ impl Ledger {
     /// that no writer knows of. To be asked again after each commit.
     pub fn take_touched(&self) -> BTreeSet<InstanceId> {
         std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts of what was written.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Counts groups of writes; whoever waits for a condition looks again when it changes.

@@ -8,6 +8,7 @@ use aegis_rules::change::Change;
 use aegis_wire::words::{InstanceId, Time, Tree};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
+use super::tally::Written;
 use super::{Error, Facts, rows};
 
 const SCHEMA: i64 = 2;
@@ -48,17 +49,26 @@ pub(super) fn prepare_reader(connection: &Connection) -> Result<(), Error> {
     Ok(())
 }
 
+/// What a set of changes came to.
+pub(super) struct Applied {
+    /// Instances that were touched only by what followed.
+    pub(super) touched: Vec<InstanceId>,
+    /// What there is to count.
+    pub(super) written: Written,
+}
+
 /// Applies changes in their order, and what follows from them for the trees that they touched: the
-/// rows, and the audit trail of each. Returns which instances were touched only by what followed.
+/// rows, and the audit trail of each.
 pub(super) fn apply(
     connection: &Connection,
     actor: &str,
     changes: &[Change],
-) -> Result<Vec<InstanceId>, Error> {
+) -> Result<Applied, Error> {
     let facts = Facts::new(connection);
+    let mut written = Written::default();
     let mut moved: BTreeMap<Tree, Time> = BTreeMap::new();
     for change in changes {
-        let Some(tree) = apply_one(connection, &facts, change)? else { continue };
+        let Some(tree) = apply_one(connection, &facts, change, &mut written)? else { continue };
         append(connection, &tree, actor, change)?;
         if moves_a_tree(change) {
             let at = change_time(change).unwrap_or(Time(0));
@@ -73,7 +83,7 @@ pub(super) fn apply(
             None => None,
         };
         for change in cascade::follow(&family, guest.as_ref(), at) {
-            if let Some(tree) = apply_one(connection, &facts, &change)? {
+            if let Some(tree) = apply_one(connection, &facts, &change, &mut written)? {
                 append(connection, &tree, actor, &change)?;
             }
             // Of one that is forgotten its driver removes what is left.
@@ -83,7 +93,7 @@ pub(super) fn apply(
             }
         }
     }
-    Ok(touched)
+    Ok(Applied { touched, written })
 }
 
 /// Whether something may follow from it for others of its tree.
@@ -103,7 +113,9 @@ fn apply_one(
     connection: &Connection,
     facts: &Facts<'_>,
     change: &Change,
+    written: &mut Written,
 ) -> Result<Option<Tree>, Error> {
+    written.note(change);
     match change {
         Change::InviteCreated(invite) => {
             rows::put_invite(connection, invite)?;
@@ -125,7 +137,9 @@ fn apply_one(
             rows::put_invite(connection, &invite).map(|()| Tree::Invite(id))
         }),
         Subject::Guest(id) => facts.guest(&id)?.map(|mut guest| {
+            let before = guest.clone();
             guest.apply(change);
+            written.note_guest(&before, &guest);
             rows::put_guest(connection, &guest).map(|()| Tree::Invite(guest.invite))
         }),
         Subject::Instance(id) => facts.instance(&id)?.map(|mut instance| {
@@ -134,7 +148,9 @@ fn apply_one(
                     .prepare_cached("DELETE FROM instance WHERE id = ?1")?
                     .execute([id.as_str()])?;
             } else {
+                let before = instance.clone();
                 instance.apply(change);
+                written.note_machine(&before, &instance);
                 rows::put_instance(connection, &instance)?;
             }
             Ok(instance.tree)

@@ -4,7 +4,7 @@ mod care;
 mod egress;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aegis_rules::change::Change;
 use aegis_rules::guest::Guest;
@@ -23,6 +23,7 @@ use super::pool::Birth;
 use super::{Lifecycle, steps};
 use crate::ctx::{Ctx, Shared};
 use crate::ledger::{Error, Facts, WriteError};
+use crate::metrics::Boot;
 
 /// A step that fails without a fact is tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
@@ -46,6 +47,7 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
         usage_written: Time(0),
         failures: 0,
         birth: None,
+        launched: None,
         may_call: false,
         renew_at: None,
         use_of,
@@ -80,6 +82,8 @@ struct Driver {
     failures: u32,
     /// While its machine is on the way.
     birth: Option<Birth>,
+    /// When the launch began that is not known yet to have come to something.
+    launched: Option<Instant>,
     /// Whether it was said that this machine may call.
     may_call: bool,
     /// When its token is to be renewed; at once where this daemon did not mint it.
@@ -122,6 +126,10 @@ impl Driver {
         }
         self.announce(seen).await;
         self.tell(&instance, seen).await;
+        if let (Seen::Running, Some(launched)) = (seen, self.launched) {
+            ctx.metrics.boot(Boot::Ran(launched.elapsed()));
+            self.launched = None;
+        }
         if seen == Seen::Running && self.was != Seen::Running {
             self.use_of.wakes(ctx.now());
         }
@@ -251,6 +259,7 @@ impl Driver {
                     egress::lease(&ctx, &self.id).await?;
                 }
                 self.told.clear();
+                self.launched = Some(Instant::now());
                 let launched = match self.mint(instance).await {
                     Ok(token) => steps::launch(&ctx, &pool, instance, token).await,
                     Err(WriteError::Refused(refusal)) => {
@@ -412,7 +421,10 @@ impl Driver {
     }
 
     /// Records a fact: what it changes is for the rules. Others that it has wishes for are told.
-    async fn note(&self, fact: Fact) -> Result<(), WriteError> {
+    async fn note(&mut self, fact: Fact) -> Result<(), WriteError> {
+        if matches!(fact, Fact::BootFailed { .. }) && self.launched.take().is_some() {
+            self.ctx().metrics.boot(Boot::Failed);
+        }
         let (id, now) = (self.id.clone(), self.ctx().now());
         let others = self
             .ctx()
