@@ -173,3 +173,6 @@ fn eased(guest: &Guest, machines: &[Instance], now: Time) -> Vec<Change> {
     }
     changes
 }
+
+#[cfg(test)]
+mod tests;

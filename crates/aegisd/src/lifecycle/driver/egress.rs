@@ -149,11 +149,13 @@ impl Driver {
             .write(ACTOR, move |facts| {
                 let Some(instance) = facts.instance(&id)? else { return Ok((vec![], vec![])) };
                 let family = facts.family(&instance.tree)?;
-                // Something may have been freed or raised since.
-                let still = matches!(allowance::more(&family, &id), More::Spent(_));
-                let Some(guest) = facts.guest_of(&instance)?.filter(|_| still) else {
+                let Some(guest) = facts.guest_of(&instance)? else { return Ok((vec![], vec![])) };
+                // Of a child that spent its own part nobody else suffers; and something may have
+                // been freed or raised since.
+                let root = guest.instance.as_ref().unwrap_or(&id);
+                if !matches!(allowance::more(&family, root), More::Spent(_)) {
                     return Ok((vec![], vec![]));
-                };
+                }
                 let changes = exceed::spent(&guest, &family, Limit::Egress, now);
                 Ok((changes, family.into_iter().map(|i| i.id).collect()))
             })
