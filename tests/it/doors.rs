@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 29] = [
+const HOST_ROUTES: [(Method, &str); 34] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -43,6 +43,11 @@ const HOST_ROUTES: [(Method, &str); 29] = [
     (Method::POST, "/v1/instances/x/expose"),
     (Method::DELETE, "/v1/instances/x/expose/80"),
     (Method::GET, "/v1/audit"),
+    (Method::PUT, "/v1/instances/x/secrets"),
+    (Method::GET, "/v1/secrets"),
+    (Method::GET, "/v1/secrets/X"),
+    (Method::PUT, "/v1/secrets/X"),
+    (Method::DELETE, "/v1/secrets/X"),
 ];
 
 #[test]

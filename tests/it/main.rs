@@ -13,6 +13,7 @@ mod guest;
 mod host;
 mod hostile;
 mod many;
+mod secrets;
 mod spares;
 mod tidy;
 mod tree;

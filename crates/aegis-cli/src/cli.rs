@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{audit, daemon, exec, guest, instance, invite, logs, mcp, redeem, run};
+use crate::commands::{
+    audit, daemon, exec, guest, instance, invite, logs, mcp, redeem, run, secret,
+};
 use crate::setup::SetupArgs;
 
 /// Lends someone a sandboxed VM with a spending limit that can be trusted.
@@ -90,6 +92,9 @@ pub enum Command {
     /// Guests: who redeemed an invite
     #[command(subcommand)]
     Guest(guest::GuestCommand),
+    /// Secrets that machines get by name, or only a placeholder of
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
     /// The audit trail: who did what, chained by hashes

@@ -102,6 +102,7 @@ pub fn status(code: Code) -> u16 {
         | Code::InviteNotFound
         | Code::GuestNotFound
         | Code::InvalidToken
+        | Code::SecretNotFound
         | Code::InstanceNotFound => 404,
         Code::AlreadyRedeemed
         | Code::InstanceState
@@ -121,6 +122,7 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::UnknownCode
         | Code::InviteNotFound
         | Code::GuestNotFound
+        | Code::SecretNotFound
         | Code::InvalidToken => rpc::CODE_NOT_FOUND,
         Code::AlreadyRedeemed
         | Code::InviteState

@@ -8,6 +8,7 @@ pub mod instances;
 pub mod kill;
 pub mod logs;
 pub mod ports;
+pub mod secrets;
 pub mod tree;
 
 use std::io;

@@ -6,6 +6,7 @@ mod ask;
 mod couch;
 mod host;
 mod limit;
+mod secrets;
 mod stream;
 
 use std::io;
@@ -103,6 +104,7 @@ fn routes(state: State) -> Router {
         .merge(couch::public(&state))
         .merge(couch::host())
         .merge(host::routes())
+        .merge(secrets::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))

@@ -1,12 +1,13 @@
 //! The ledger: what the daemon remembers.
 //!
-//! Nothing is written but [`Change`]s, decided upon facts that are read in the same transaction
+//! Nothing is written but [`Change`]s, and the host's own secrets ([`secrets`]), decided upon facts that are read in the same transaction
 //! ([`Ledger::write`]). One thread owns the writing connection and commits in groups: what waits
 //! together is synced together, each decision in a savepoint of its own. Readers have connections
 //! of their own and see only what is durable.
 
 mod facts;
 mod rows;
+mod secrets;
 mod store;
 
 use std::collections::BTreeSet;
@@ -20,6 +21,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use facts::{EventRow, Facts, Page};
+pub use secrets::StoredSecret;
 
 /// Writes that may wait for the writer; more wait in their tasks.
 const QUEUE: usize = 1024;
@@ -71,6 +73,12 @@ pub enum WriteError {
     Ledger(#[from] Error),
 }
 
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> WriteError {
+        WriteError::Ledger(error.into())
+    }
+}
+
 type Deliver = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
 type Job = Box<dyn FnOnce(&Connection) -> Result<Deliver, Deliver> + Send>;
 
@@ -113,18 +121,28 @@ impl Ledger {
         T: Send + 'static,
         F: FnOnce(&Facts<'_>) -> Result<(Vec<Change>, T), WriteError> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
         let actor = actor.to_owned();
         let touched = Arc::clone(&self.touched);
-        let job: Job = Box::new(move |connection| {
+        self.run(move |connection| {
             let facts = Facts::new(connection);
-            let decided = decide(&facts).and_then(|(changes, value)| {
-                let others = store::apply(connection, &actor, &changes)?;
-                // Before the commit is told. Should it fail, they are looked at for nothing.
-                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
-                Ok(value)
-            });
-            match decided {
+            let (changes, value) = decide(&facts)?;
+            let others = store::apply(connection, &actor, &changes)?;
+            // Before the commit is told. Should it fail, they are looked at for nothing.
+            touched.lock().unwrap_or_else(PoisonError::into_inner).extend(others);
+            Ok(value)
+        })
+        .await
+    }
+
+    /// Does something in one transaction on the writer's thread, and waits until it is synced.
+    async fn run<T, F>(&self, work: F) -> Result<T, WriteError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, WriteError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
+        let job: Job = Box::new(move |connection| {
+            match work(connection) {
                 Ok(value) => Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
                     let outcome = match committed {
                         Ok(()) => Ok(value),

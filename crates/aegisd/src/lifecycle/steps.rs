@@ -10,6 +10,7 @@ use aegis_wire::channel::Run;
 use aegis_wire::words::{DurationMs, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Golden, Launch, Reap, Reaped, Request, Sample};
 
+use super::environment::environment;
 use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
@@ -61,7 +62,7 @@ pub(super) async fn launch(
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
-            env: spec.env.clone(),
+            env: environment(ctx, instance)?,
             cwd: spec.cwd.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             capability_token: Some(token),

@@ -13,6 +13,8 @@ use aegis_wire::words::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::given::{GivenRow, models};
+
 #[derive(Serialize, Deserialize)]
 pub(super) struct LimitsRow {
     cpu_millis: CpuMillis,
@@ -112,6 +114,8 @@ pub(super) struct OfferRow {
     agent_port: Option<Port>,
     egress_allow: Option<Vec<String>>,
     host_services: Vec<String>,
+    #[serde(default)]
+    llm_models: Option<Vec<String>>,
     spawn_depth: Option<u32>,
     max_children: Option<u32>,
     #[serde(default)]
@@ -128,6 +132,7 @@ impl OfferRow {
             agent_port: i.offer.agent_port,
             egress_allow: i.offer.egress_allow.clone(),
             host_services: i.offer.host_services.clone(),
+            llm_models: i.offer.llm_models.as_ref().map(|m| m.texts().to_vec()),
             spawn_depth: i.offer.spawn_depth,
             max_children: i.offer.max_children,
             root_share: i.offer.root_share,
@@ -141,6 +146,7 @@ impl OfferRow {
             agent_port: self.agent_port,
             egress_allow: self.egress_allow,
             host_services: self.host_services,
+            llm_models: models(self.llm_models),
             spawn_depth: self.spawn_depth,
             max_children: self.max_children,
             root_share: self.root_share,
@@ -274,6 +280,8 @@ pub(super) struct SpecRow {
     await_port: Option<Port>,
     idle_policy: String,
     authorized_key: Option<String>,
+    #[serde(default)]
+    given: GivenRow,
 }
 
 impl SpecRow {
@@ -299,6 +307,7 @@ impl SpecRow {
             await_port: s.await_port,
             idle_policy: s.idle_policy.word().to_owned(),
             authorized_key: s.authorized_key.clone(),
+            given: (&s.given).into(),
         }
     }
 
@@ -326,6 +335,7 @@ impl SpecRow {
             idle_policy: IdlePolicy::parse(&self.idle_policy)
                 .ok_or(BadWord::new("idle policy", "default or leave-running"))?,
             authorized_key: self.authorized_key,
+            given: self.given.into_words()?,
         })
     }
 }
@@ -425,6 +435,8 @@ pub(super) struct InstanceDetail {
     pub(super) lease: Option<LeaseRow>,
     #[serde(default)]
     pub(super) usage_below: UsageRow,
+    #[serde(default)]
+    pub(super) tokens_reserved: u64,
 }
 
 impl InstanceDetail {
@@ -453,6 +465,7 @@ impl InstanceDetail {
                 .as_ref()
                 .map(|l| LeaseRow { reason: l.reason.clone(), expires_at: l.expires_at.0 }),
             usage_below: i.usage_below.into(),
+            tokens_reserved: i.tokens_reserved,
         }
     }
 }
