@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 31] = [
+const HOST_ROUTES: [(Method, &str); 43] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -45,6 +45,18 @@ const HOST_ROUTES: [(Method, &str); 31] = [
     (Method::DELETE, "/v1/instances/x/expose/80"),
     (Method::GET, "/v1/audit"),
     (Method::GET, "/metrics"),
+    (Method::GET, "/couch/guests/x/egress"),
+    (Method::PUT, "/couch/guests/x/egress"),
+    (Method::PUT, "/couch/guests/x/limits"),
+    (Method::GET, "/couch/guests/x/denials"),
+    (Method::GET, "/couch/guests/x/requests"),
+    (Method::POST, "/couch/guests/x/requests/1/grant"),
+    (Method::POST, "/couch/guests/x/requests/1/deny"),
+    (Method::PUT, "/v1/instances/x/secrets"),
+    (Method::GET, "/v1/secrets"),
+    (Method::GET, "/v1/secrets/X"),
+    (Method::PUT, "/v1/secrets/X"),
+    (Method::DELETE, "/v1/secrets/X"),
 ];
 
 #[test]

@@ -15,6 +15,7 @@ mod host;
 mod hostile;
 mod many;
 mod metrics;
+mod secrets;
 mod spares;
 mod tidy;
 mod tree;

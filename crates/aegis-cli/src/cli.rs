@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, daemon, events, exec, guest, instance, invite, logs, mcp, redeem, run,
+    audit, daemon, events, exec, guest, instance, invite, logs, mcp, redeem, run, secret,
 };
 use crate::setup::SetupArgs;
 
@@ -92,6 +92,9 @@ pub enum Command {
     /// Guests: who redeemed an invite
     #[command(subcommand)]
     Guest(guest::GuestCommand),
+    /// Secrets that machines get by name, or only a placeholder of
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
     /// Show what happens on this host, or what has happened

@@ -6,7 +6,8 @@
 
 use crate::capability::Capabilities;
 use crate::change::Change;
-use crate::egress::{AllowList, Egress};
+use crate::egress::{AllowList, Egress, ServiceName};
+use crate::given::{Given, Models};
 use crate::guest::{Guest, GuestStatus, Provisioner};
 use crate::instance::{Instance, Spec};
 use crate::refusal::{Code, Refusal};
@@ -75,6 +76,8 @@ pub struct Offer {
     pub egress_allow: Option<AllowList>,
     /// Names of host services.
     pub host_services: Vec<String>,
+    /// Models of the LLM door; absent is what the host's providers offer, empty is none.
+    pub llm_models: Option<Models>,
     /// Depth of spawning; 1 where it is allowed and this is absent.
     pub spawn_depth: Option<u32>,
     /// Children at a time; 5 where spawning is allowed and this is absent.
@@ -139,6 +142,16 @@ impl Invite {
     /// What the guest's machines may reach.
     pub fn egress(&self) -> Egress {
         Egress { internet: self.permissions.internet, allow: self.offer.egress_allow.clone() }
+    }
+
+    /// What the guest's own machine is given of the host. Services that are not permitted, or not
+    /// named, it has none of.
+    pub fn root_given(&self) -> Given {
+        let services: Vec<ServiceName> = match self.permissions.host_services {
+            false => Vec::new(),
+            true => self.offer.host_services.iter().filter_map(|name| name.parse().ok()).collect(),
+        };
+        Given { services, models: self.offer.llm_models.clone(), ..Given::default() }
     }
 
     /// What the guest's own machine may do.
@@ -302,6 +315,7 @@ pub fn redeem(
             cpu: spec.cpu.min(cpu),
             memory: spec.memory.min(memory),
             disk: spec.disk.min(disk),
+            given: invite.root_given(),
             ..spec
         };
         let instance = Instance::new(fresh.instance, tree, Some(fresh.guest), None, spec, now)
@@ -364,6 +378,17 @@ mod tests {
         let Limits { cpu, memory, disk, .. } = invite.limits;
         assert_eq!(invite.root_size(), (cpu, memory, DiskBytes(disk.0 / 4096 * 4096)));
         assert_eq!(invite.root_capabilities(), Capabilities::default());
+    }
+
+    #[test]
+    fn services_need_the_permission_and_their_names() {
+        let offer = || Offer { host_services: vec!["ollama".to_owned()], ..Offer::default() };
+        let mut asked = invite(false, offer());
+        assert_eq!(asked.root_given(), Given::default(), "not permitted");
+        asked.permissions.host_services = true;
+        assert_eq!(asked.root_given().services, ["ollama".parse().unwrap()]);
+        asked.offer.host_services.clear();
+        assert_eq!(asked.root_given(), Given::default(), "an empty list is none");
     }
 
     #[test]

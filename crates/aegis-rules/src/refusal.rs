@@ -21,6 +21,8 @@ pub enum Code {
     InvalidToken,
     /// No such instance.
     InstanceNotFound,
+    /// No such secret.
+    SecretNotFound,
     /// The invite is not in a state for that.
     InviteState,
     /// The guest is not in a state for that.
@@ -53,6 +55,7 @@ impl Code {
             Code::GuestNotFound => "guest_not_found",
             Code::InvalidToken => "invalid_token",
             Code::InstanceNotFound => "instance_not_found",
+            Code::SecretNotFound => "secret_not_found",
             Code::InviteState => "invite_state",
             Code::GuestState => "guest_state",
             Code::InstanceState => "instance_state",

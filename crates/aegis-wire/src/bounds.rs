@@ -69,6 +69,14 @@ pub const EVENT_RETRY: Duration = Duration::from_secs(1);
 pub const METRICS_GUESTS_MAX: usize = 500;
 /// Rows of a list without `limit`, and the most that `limit` can ask for (contracts/couch.md 9).
 pub const PAGE_MAX: usize = 1000;
+/// Bytes of a secret.
+pub const SECRET_VALUE_MAX: usize = 32 * 1024;
+/// Secrets that a host keeps.
+pub const SECRETS_KEPT_MAX: usize = 256;
+/// Hosts at which one secret's placeholder stands for it.
+pub const SECRET_HOSTS_MAX: usize = 16;
+/// Bytes of all secrets that one machine gets, as JSON: with the rest of a launch they fit in a message.
+pub const SECRETS_INJECTED_MAX: usize = 256 * 1024;
 /// Exposed ports of an instance.
 pub const EXPOSES_MAX: usize = 64;
 /// Words of a command.
@@ -120,4 +128,6 @@ const _: () = assert!(
 );
 const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
+const _: () = assert!(SECRETS_INJECTED_MAX + COMMAND_BYTES_MAX < RPC_MESSAGE_MAX);
+const _: () = assert!(SECRET_VALUE_MAX < HOST_BODY_MAX / 6, "JSON may write a byte as six");
 const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

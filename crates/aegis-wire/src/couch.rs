@@ -140,6 +140,8 @@ pub struct InviteShape {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host_services: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub llm_models: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub spawn_depth: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_children: Option<u32>,
@@ -169,6 +171,7 @@ impl InviteShape {
             agent_port: invite.offer.agent_port.map(|p| p.get()),
             egress_allow: invite.offer.egress_allow.as_ref().map(AllowList::texts),
             host_services: invite.offer.host_services.clone(),
+            llm_models: invite.offer.llm_models.as_ref().map(|m| m.texts().to_vec()),
             spawn_depth: invite.offer.spawn_depth,
             max_children: invite.offer.max_children,
             root_share: invite.offer.root_share.map(Share::part),

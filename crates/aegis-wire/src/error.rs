@@ -103,6 +103,7 @@ pub fn status(code: Code) -> u16 {
         | Code::GuestNotFound
         | Code::InvalidToken
         | Code::RequestNotFound
+        | Code::SecretNotFound
         | Code::InstanceNotFound => 404,
         Code::AlreadyRedeemed
         | Code::InstanceState
@@ -123,6 +124,7 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::InviteNotFound
         | Code::GuestNotFound
         | Code::RequestNotFound
+        | Code::SecretNotFound
         | Code::InvalidToken => rpc::CODE_NOT_FOUND,
         Code::AlreadyRedeemed
         | Code::InviteState

@@ -7,17 +7,22 @@ use serde_json::Value;
 
 use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
 use crate::channel::ExecStart;
+use crate::egress::ServiceName;
 use crate::refusal::{Code, Refusal};
 use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Time};
 use aegis_rules::capability::CapabilityAsk;
 use aegis_rules::egress::EgressAsk;
 use aegis_rules::envelope::EnvelopeAsk;
+use aegis_rules::given::{Models, Secrets};
 use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 
+mod given;
 mod ports;
 mod reach;
 mod tree;
 
+pub(crate) use given::services;
+pub use given::{SecretBody, SecretList, SecretShape, SecretsBody};
 pub(crate) use ports::check_reachable;
 use ports::exposes;
 pub use ports::{Endpoint, ExposeBody};
@@ -28,9 +33,6 @@ pub use tree::{
     AuditRow, CapabilityBody, CapabilityShape, ChildShape, EnvelopeBody, EnvelopeShape, LeaseShape,
     LimitsShape, SelfShape,
 };
-
-/// Secrets that a request names, and bytes of one name.
-const SECRETS_MAX: (usize, usize) = (32, 255);
 
 /// Body of `POST /v1/instances`, of a host and of a machine, as it comes.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -69,6 +71,12 @@ pub struct CreateBody {
     /// Names of secrets that it gets; `["*"]` is all that there are.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Names of host services that it may use; none when absent, and its parent's for a child.
+    #[serde(default)]
+    pub host_services: Option<Vec<String>>,
+    /// Models of the LLM door, as patterns; what the host's providers offer when absent.
+    #[serde(default)]
+    pub llm_models: Option<Vec<String>>,
     /// A directory of the host that it gets as `/workspace`.
     #[serde(default)]
     pub workspace: Option<String>,
@@ -101,7 +109,9 @@ pub struct Create {
     pub cpu: Option<CpuMillis>,
     pub disk: Option<DiskBytes>,
     pub idle_policy: IdlePolicy,
-    pub secrets: Vec<String>,
+    pub secrets: Secrets,
+    pub services: Option<Vec<ServiceName>>,
+    pub models: Option<Models>,
     pub workspace: Option<String>,
     pub capabilities: CapabilityAsk,
     pub envelope: EnvelopeAsk,
@@ -116,12 +126,6 @@ impl CreateBody {
             check_command(command, &self.env)?;
         }
         check_env(&self.env)?;
-        let (most, bytes) = SECRETS_MAX;
-        if self.secrets.len() > most || self.secrets.iter().any(|s| s.is_empty() || s.len() > bytes)
-        {
-            let allowed = format!("at most {most} names of 1 to {bytes} bytes");
-            return Err(Refusal::field("secrets", allowed));
-        }
         if self
             .workspace
             .as_ref()
@@ -162,7 +166,9 @@ impl CreateBody {
                 Some(word) => IdlePolicy::parse(&word)
                     .ok_or_else(|| Refusal::field("idle_policy", "default or leave-running"))?,
             },
-            secrets: self.secrets,
+            secrets: Secrets::parse(&self.secrets)?,
+            services: self.host_services.map(|s| services(&s, "host_services")).transpose()?,
+            models: self.llm_models.map(|m| Models::parse(m, "llm_models")).transpose()?,
             workspace: self.workspace,
             capabilities: self.capabilities.unwrap_or_default().parse()?,
             envelope: self.envelope.unwrap_or_default().parse()?,
@@ -282,6 +288,13 @@ pub struct InstanceShape {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expose_ports: Vec<u16>,
     pub idle_policy: String,
+    /// Names of the secrets that it gets at its start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_keys: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_services: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm_models: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitShape>,
     /// Why the last boot failed.
@@ -321,6 +334,7 @@ pub struct UsageShape {
     pub memory_peak_mb: u64,
     pub disk_bytes: u64,
     pub uptime_seconds: f64,
+    pub tokens: u64,
 }
 
 impl InstanceShape {
@@ -355,6 +369,9 @@ impl InstanceShape {
             boot_id: instance.boot_id.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             idle_policy: spec.idle_policy.word().to_owned(),
+            secret_keys: spec.given.secrets.texts(),
+            host_services: spec.given.services.iter().map(ToString::to_string).collect(),
+            llm_models: spec.given.models.as_ref().map(|m| m.texts().to_vec()),
             exit: instance.exit.as_ref().map(ExitShape::of),
             error: instance.last_error.clone(),
             usage: UsageShape {
@@ -362,6 +379,7 @@ impl InstanceShape {
                 memory_peak_mb: usage.memory_peak_mb(),
                 disk_bytes: usage.disk_bytes,
                 uptime_seconds: usage.uptime.seconds(),
+                tokens: usage.tokens.0,
             },
             capabilities: CapabilityShape::of(&instance.capabilities),
             envelope: None,
@@ -472,5 +490,8 @@ mod tests {
         assert!(field(json!({"command": []})).contains("command"));
         assert!(field(json!({"env": {"A=B": "c"}})).contains("env.A=B"));
         assert!(field(json!({"idle_policy": "never"})).contains("idle_policy"));
+        assert!(field(json!({"secrets": ["lower"]})).contains("secrets"));
+        assert!(field(json!({"host_services": ["Up"]})).contains("host_services"));
+        assert!(field(json!({"llm_models": [""]})).contains("llm_models"));
     }
 }

@@ -1,6 +1,8 @@
 //! Settings: flags over environment over `aegis.toml` over defaults, in one pure function. Nobody
 //! else reads the environment or the file.
 
+mod hatch;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,10 +11,14 @@ use aegis_rules::capability::{Capabilities, CapabilityAsk};
 use aegis_rules::capacity::Capacity;
 use aegis_rules::idle::Times;
 use aegis_rules::refusal::Refusal;
+use aegis_wire::egress::ServiceName;
 use aegis_wire::host::CapabilityBody;
 use aegis_wire::words::{DiskBytes, DurationMs, ImageRef, MemoryMb};
 use aegis_wire::worker::Accel;
 use serde::Deserialize;
+
+use hatch::{LlmSection, ServiceSection};
+pub use hatch::{Provider, Vendor};
 
 /// What was said on the command line.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +73,10 @@ pub struct Config {
     pub idle: Times,
     /// Who is asked for names in machines' stead.
     pub resolvers: Vec<SocketAddr>,
+    /// Who is behind the LLM door, by name.
+    pub providers: Vec<Provider>,
+    /// What of this host machines may be given, and where it is.
+    pub host_services: BTreeMap<ServiceName, SocketAddr>,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Address on which public ports listen.
@@ -147,6 +157,10 @@ struct FileConfig {
     kits: CapabilityBody,
     #[serde(default)]
     egress: EgressSection,
+    #[serde(default)]
+    llm: LlmSection,
+    #[serde(default)]
+    host_services: BTreeMap<String, ServiceSection>,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -428,6 +442,8 @@ pub fn build(
         idle,
         kits,
         resolvers,
+        providers: hatch::providers(file.llm)?,
+        host_services: hatch::services(file.host_services)?,
         ports,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
@@ -498,6 +514,43 @@ mod tests {
         }
         let file = "# x\nnameserver 192.0.2.1\nsearch a\nnameserver 2001:db8::2\nnameserver x\n";
         assert_eq!(name_servers(file).len(), 2);
+    }
+
+    #[test]
+    fn providers_and_services_are_strict() {
+        let provider = "kind = 'openai'\nbase_url = 'http://127.0.0.1:1/v1/'\nmodels = ['gpt-*']";
+        let file =
+            format!("[llm.providers.local]\n{provider}\n[host_services.web]\naddr = '[::1]:1'");
+        let config = with(Flags::default(), &[], &file).unwrap();
+        let local = &config.providers[0];
+        assert_eq!((local.name.as_str(), local.vendor), ("local", Vendor::OpenAi));
+        assert_eq!((local.base_url.as_str(), &local.secret), ("http://127.0.0.1:1/v1", &None));
+        assert!(local.models.admit("gpt-5") && !local.models.admit("o3"));
+        assert_eq!(config.host_services.len(), 1);
+        let anthropic =
+            "[llm.providers.a]\nkind = 'anthropic'\nbase_url = 'https://x/v1'\nmodels = []";
+        let config = with(Flags::default(), &[], anthropic).unwrap();
+        assert_eq!(config.providers[0].base_url, "https://x");
+        for (section, change, setting) in [
+            ("v1", "", "llm.providers.v1"),
+            ("Up", "", "llm.providers.Up"),
+            ("x", "secret = 'lower'", "llm.providers.x.secret"),
+            ("x", "default_output_tokens = 0", "llm.providers.x.default_output_tokens"),
+            ("x", "key = 'sk'", "aegis.toml"),
+        ] {
+            let file = format!("[llm.providers.{section}]\n{provider}\n{change}");
+            let wrong = with(Flags::default(), &[], &file).unwrap_err();
+            assert_eq!(wrong.setting, setting, "{change}");
+        }
+        for url in ["ftp://x", "https://key@x", "https://x?key=1", "x", ""] {
+            let file =
+                format!("[llm.providers.x]\nkind = 'openai'\nbase_url = '{url}'\nmodels = []");
+            let wrong = with(Flags::default(), &[], &file).unwrap_err();
+            assert_eq!(wrong.setting, "llm.providers.x.base_url", "{url}");
+        }
+        for file in ["[host_services.UP]\naddr = '1.2.3.4:1'", "[host_services.x]\naddr = 'here'"] {
+            assert!(with(Flags::default(), &[], file).is_err(), "{file}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Codes and tokens are MACs over ids, so that a retried redeem finds the same token and a host can
 //! see a code again, while the ledger holds only hashes (contracts/couch.md 3).
 
+mod vault;
+
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -17,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::tokens::Signer;
+pub use vault::{Sealed, Vault};
 
 /// A key for one purpose.
 struct Key([u8; 32]);
@@ -43,6 +46,8 @@ pub struct Keys {
     invite_codes: Key,
     guest_tokens: Key,
     host_token: SecretHash,
+    /// Seals secrets.
+    pub vault: Vault,
     /// Mints and looks at capability tokens.
     pub capabilities: Signer,
 }
@@ -68,6 +73,10 @@ impl Keys {
             invite_codes: Key::derive(&master, b"aegis invite code v1"),
             guest_tokens: Key::derive(&master, b"aegis guest token v1"),
             host_token: hash(&token),
+            vault: Vault::new(
+                &Key::derive(&master, b"aegis secret store v1").0,
+                Key::derive(&master, b"aegis secret placeholder v1"),
+            ),
             capabilities: Signer::new(&Key::derive(&master, b"aegis capability token v1").0),
         })
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use clap::{Args, Subcommand};
+use hyper::Method;
 use serde_json::{Value, json};
 
 use super::shape::Shape;
@@ -62,6 +63,20 @@ pub enum InstanceCommand {
         name: String,
         /// The port inside
         port: u16,
+    },
+    /// Say which secrets it gets, from its next start on
+    #[command(
+        after_help = "Examples:\n  aegis instance secrets web GITHUB_TOKEN\n  aegis instance secrets web --none"
+    )]
+    Secrets {
+        /// Id or handle
+        name: String,
+        /// Their names; * alone for all that there are then
+        #[arg(value_name = "SECRET", required_unless_present = "none")]
+        secrets: Vec<String>,
+        /// None at all
+        #[arg(long, conflicts_with = "secrets")]
+        none: bool,
     },
     /// Delete those that have been stopped for long
     #[command(after_help = "Example:\n  aegis instance prune --older-than 7d")]
@@ -129,6 +144,12 @@ pub async fn run(ask: &Ask, command: InstanceCommand) -> Result<()> {
         InstanceCommand::Unexpose { name, port } => {
             let answer = ask.client.delete(&format!("{}/expose/{port}", path(&name))).await?;
             ask.format.answer(&answer, || format!("{}\n", text(&answer, "status")))
+        }
+        InstanceCommand::Secrets { name, secrets, none: _ } => {
+            let path = format!("{}/secrets", path(&name));
+            let body = json!({ "secrets": secrets });
+            let answer = ask.client.ask(Method::PUT, &path, Some(body), &[]).await?;
+            ask.format.answer(&answer, || format!("{}\n", text(&answer, "secrets")))
         }
         InstanceCommand::Prune { older_than } => prune(ask, &older_than).await,
     }
@@ -337,6 +358,9 @@ async fn info(ask: &Ask, name: &str) -> Result<()> {
             ("Guest", maybe(&instance, "guest_id")),
             ("Parent", maybe(&instance, "parent_id")),
             ("Image", text(&instance, "image_ref")),
+            ("Secrets", maybe(&instance, "secret_keys")),
+            ("Services", maybe(&instance, "host_services")),
+            ("Models", maybe(&instance, "llm_models")),
             ("Command", brief_command(&instance, COMMAND_ALONE)),
             (
                 "Size",

@@ -92,9 +92,15 @@ pub struct CreateArgs {
     /// Whether it may reach services of the host
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     host_services: Option<bool>,
-    /// A service of the host that it may reach; implies --host-services yes (may be repeated)
+    /// One of them, inside http://NAME.host.aegis/ (may be repeated); --host-services yes with it
     #[arg(long, value_name = "NAME")]
-    service: Vec<String>,
+    host_service: Vec<String>,
+    /// Whether it may ask LLMs at http://llm.aegis/
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    llm: Option<bool>,
+    /// Models that it may ask for there (gpt-*; may be repeated) [default: all that the host offers]
+    #[arg(long, value_name = "GLOB")]
+    llm_model: Vec<String>,
     /// Image or commit that the machine starts from
     #[arg(long, value_name = "IMAGE")]
     golden: Option<String>,
@@ -133,9 +139,11 @@ impl CreateArgs {
         set(&mut body, "maxChildren", self.max_children.map(Value::from));
         set(&mut body, "rootShare", self.root_share.map(Value::from));
         let some = |list: Vec<String>| (!list.is_empty()).then(|| json!(list));
-        let services = (!self.service.is_empty()).then_some(true).or(self.host_services);
         set(&mut body, "egressAllow", some(self.allow));
-        set(&mut body, "hostServices", some(self.service));
+        let host_services = (!self.host_service.is_empty()).then_some(true);
+        set(&mut body, "hostServices", some(self.host_service));
+        let none = (self.llm == Some(false)).then(|| json!([]));
+        set(&mut body, "llmModels", none.or(some(self.llm_model)));
         let mut limits = json!({});
         set(&mut limits, "maxCpuCores", self.cpus.map(Value::from));
         set(&mut limits, "maxMemoryMB", self.memory.map(Value::from));
@@ -147,7 +155,8 @@ impl CreateArgs {
         let mut permissions = json!({});
         set(&mut permissions, "canAccessInternet", self.internet.map(Value::from));
         set(&mut permissions, "canSpawnSubAgents", sub_agents.map(Value::from));
-        set(&mut permissions, "canAccessHostServices", services.map(Value::from));
+        let host_services = self.host_services.or(host_services);
+        set(&mut permissions, "canAccessHostServices", host_services.map(Value::from));
         for (name, part) in [("resourceLimits", limits), ("permissions", permissions)] {
             if part.as_object().is_some_and(|part| !part.is_empty()) {
                 body[name] = part;
@@ -283,6 +292,16 @@ mod tests {
             json!({ "createdBy": "noah", "spawnDepth": 2, "maxChildren": 3, "rootShare": 0.4,
                 "permissions": { "canSpawnSubAgents": true } })
         );
+    }
+
+    #[test]
+    fn services_and_models_are_sent() {
+        assert_eq!(
+            body(&["--host-service", "ollama", "--llm-model", "gpt-*", "--llm-model", "o3"]),
+            json!({ "createdBy": "noah", "hostServices": ["ollama"], "llmModels": ["gpt-*", "o3"],
+                "permissions": { "canAccessHostServices": true } })
+        );
+        assert_eq!(body(&["--llm", "no"]), json!({ "createdBy": "noah", "llmModels": [] }));
     }
 
     #[test]

@@ -45,6 +45,12 @@ pub struct Kit {
     /// Names of secrets that the host must have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// Names of host services that it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host_services: Option<Vec<String>>,
+    /// Models of the LLM door.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    llm_models: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     memory_mb: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,6 +13,7 @@ pub mod mcp;
 pub mod reach;
 pub mod redeem;
 pub mod run;
+pub mod secret;
 pub mod shape;
 
 use clap::CommandFactory as _;
@@ -48,6 +49,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Instance(command) => instance::run(ask, command).await,
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,
+        Command::Secret(command) => secret::run(ask, command).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
         Command::Events(args) => events::events(ask, args).await,
         Command::Audit(command) => audit::run(ask, command).await,

@@ -45,6 +45,16 @@ pub struct Shape {
     /// Reach a port inside through a port of this host (may be repeated)
     #[arg(long, value_name = "PORT")]
     expose: Vec<u16>,
+    /// Give it a secret of this host as a variable (may be repeated; * for all)
+    #[arg(long, value_name = "NAME")]
+    secret: Vec<String>,
+    /// Let it use a service of this host, inside http://NAME.host.aegis/ (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    host_service: Vec<String>,
+    /// Models that it may ask for at http://llm.aegis/ (gpt-*; may be repeated) [default: all that
+    /// this host offers]
+    #[arg(long, value_name = "GLOB")]
+    llm_model: Vec<String>,
     #[command(flatten)]
     reach: Reach,
     #[command(flatten)]
@@ -144,6 +154,10 @@ impl Shape {
             body["exposes"] = json!(self.expose);
         }
         part(&mut body, "egress", |to| self.reach.set(to));
+        let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+        set(&mut body, "secrets", some(self.secret));
+        set(&mut body, "host_services", some(self.host_service));
+        set(&mut body, "llm_models", some(self.llm_model));
         part(&mut body, "capabilities", |to| self.rights.set(to));
         part(&mut body, "envelope", |to| self.limits.set(to));
         Ok(body)
@@ -224,13 +238,32 @@ mod tests {
     fn only_what_was_asked_for_is_sent() {
         assert_eq!(body(None, &[], &["true"]).unwrap(), json!({ "command": ["true"] }));
         let flags = [
-            "--name", "web", "--memory", "512M", "--cpus", "0.5", "--disk", "2G", "--env", "A=b",
-            "--expose", "8080", "--image", "base",
+            "--name",
+            "web",
+            "--memory",
+            "512M",
+            "--cpus",
+            "0.5",
+            "--disk",
+            "2G",
+            "--env",
+            "A=b",
+            "--expose",
+            "8080",
+            "--image",
+            "base",
+            "--secret",
+            "KEY",
+            "--host-service",
+            "ollama",
+            "--llm-model",
+            "gpt-*",
         ];
         assert_eq!(
             body(None, &flags, &["true"]).unwrap(),
             json!({ "command": ["true"], "handle": "web", "memory_mb": 512, "vcpus": 0.5,
-                "disk_gb": 2.0, "env": {"A": "b"}, "exposes": [8080], "image_ref": "base" })
+                "disk_gb": 2.0, "env": {"A": "b"}, "exposes": [8080], "image_ref": "base",
+                "secrets": ["KEY"], "host_services": ["ollama"], "llm_models": ["gpt-*"] })
         );
     }
 

@@ -3,11 +3,12 @@
 use serde_json::{Map, Value};
 
 use crate::egress::AllowList;
-use crate::host::check_reachable;
+use crate::host::{check_reachable, services};
 use crate::refusal::{Code, Refusal};
 use crate::words::{
     DurationMs, InviteCode, Label, Limit, Limits, OnLimit, Permissions, Port, PublicKey, Share,
 };
+use aegis_rules::given::Models;
 use aegis_rules::guest::ReportedUsage;
 use aegis_rules::invite::{Create, Offer};
 
@@ -32,6 +33,7 @@ pub fn create_invite(body: &Value) -> Result<Create, Refusal> {
             "agentPort",
             "egressAllow",
             "hostServices",
+            "llmModels",
             "spawnDepth",
             "maxChildren",
             "rootShare",
@@ -117,7 +119,15 @@ fn offer(body: &Object) -> Result<Offer, Refusal> {
         },
         host_services: match present(body, "hostServices") {
             None => Vec::new(),
-            Some(value) => texts(value, "hostServices")?,
+            Some(value) => {
+                let names = texts(value, "hostServices")?;
+                services(&names, "hostServices")?;
+                names
+            }
+        },
+        llm_models: match present(body, "llmModels") {
+            None => None,
+            Some(value) => Some(Models::parse(texts(value, "llmModels")?, "llmModels")?),
         },
         spawn_depth: count("spawnDepth", 16)?,
         max_children: count("maxChildren", 10_000)?,
@@ -370,6 +380,9 @@ mod tests {
         assert_eq!(with("agentPort", json!(0)), "agentPort");
         assert_eq!(with("agentPort", json!(7777)), "agentPort");
         assert_eq!(with("onLimit", json!("explode")), "onLimit");
+        assert_eq!(with("hostServices", json!(["Not A Label"])), "hostServices");
+        assert_eq!(with("llmModels", json!([7])), "llmModels");
+        assert_eq!(with("llmModels", json!(vec!["x"; 65])), "llmModels");
         assert_eq!(with("golden", json!("../etc")), "golden");
         for bad in ["http://example.com", "10.0.0.1/8", "a*.example.com", "example.com:0"] {
             assert_eq!(with("egressAllow", json!(["example.com", bad])), "egressAllow");

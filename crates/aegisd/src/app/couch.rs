@@ -147,6 +147,7 @@ fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spe
         await_port: expected.then_some(agent_port),
         idle_policy: IdlePolicy::LeaveRunning,
         authorized_key: key.map(|k| k.as_str().to_owned()),
+        given: invite.root_given(),
     })
 }
 

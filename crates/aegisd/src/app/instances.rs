@@ -5,15 +5,17 @@ use std::time::Duration;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::envelope;
+use aegis_rules::given::Given;
 use aegis_rules::guest::Guest;
 use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask, subtree};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::ExecStart;
+use aegis_wire::egress::ServiceName;
 use aegis_wire::host::{Create, InstanceShape};
 use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Tree};
 
 use super::exec::{self, Running};
-use super::{App, Error, Host, instance_not_found, tree};
+use super::{App, Error, Host, instance_not_found, secrets, tree};
 use crate::config::Config;
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
@@ -100,7 +102,7 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                 let changes = start(facts, &config, &there, guest.as_ref(), now)?;
                 return Ok((changes, (there.id, false)));
             }
-            may_bring(&create.secrets, create.workspace.is_some())?;
+            may_bring(create.workspace.is_some())?;
             let defaults = Limits::default();
             let disk = create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2));
             let command = "a list of words: a new instance needs its primary process";
@@ -109,7 +111,9 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
+            secrets::check(facts, &spec.given.secrets)?;
             super::check_image(&config, "image_ref", &spec.image)?;
+            check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
             let ends_at = create.envelope.duration.map(|length| now.plus(length));
@@ -153,6 +157,11 @@ pub(super) fn spec(
         await_port: None,
         idle_policy: create.idle_policy,
         authorized_key: None,
+        given: Given {
+            secrets: create.secrets.clone(),
+            services: create.services.clone().unwrap_or_default(),
+            models: create.models.clone(),
+        },
     })
 }
 
@@ -167,11 +176,7 @@ fn beyond_kits(kit: &str, refusal: Refusal) -> Refusal {
 }
 
 /// Refuses what a machine is to bring along and this host does not have.
-pub(super) fn may_bring(secrets: &[String], workspace: bool) -> Result<(), Refusal> {
-    if secrets.iter().any(|name| name != "*") {
-        let kept = "names of secrets that this host keeps; it keeps none";
-        return Err(Refusal::field("secrets", kept));
-    }
+pub(super) fn may_bring(workspace: bool) -> Result<(), Refusal> {
     if workspace {
         let mut refusal =
             Refusal::new(Code::NotEnforceable, "workspace: this host shares no directories");
@@ -179,6 +184,21 @@ pub(super) fn may_bring(secrets: &[String], workspace: bool) -> Result<(), Refus
         return Err(refusal.hint("leave workspace out"));
     }
     Ok(())
+}
+
+/// Refuses services that this host does not have.
+fn check_services(config: &Config, asked: &[ServiceName]) -> Result<(), Refusal> {
+    match asked.iter().find(|name| !config.host_services.contains_key(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let known: Vec<&str> = config.host_services.keys().map(ServiceName::as_str).collect();
+            let known = if known.is_empty() { "it has none".to_owned() } else { known.join(", ") };
+            let mut refusal =
+                Refusal::field("host_services", format!("services of this host: {known}"));
+            refusal.requested = Some(name.to_string());
+            Err(refusal.hint("[host_services.NAME] in aegis.toml names them"))
+        }
+    }
 }
 
 fn start(

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod logs;
 pub mod metrics;
 pub mod ports;
+pub mod secrets;
 pub mod tree;
 
 use std::io;

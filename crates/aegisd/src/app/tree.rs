@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use super::exec::{self, Running};
 use super::instances::{self, Goal};
-use super::{App, Error, instance_not_found, logs, ports};
+use super::{App, Error, instance_not_found, logs, ports, secrets};
 use crate::ctx::Ctx;
 use crate::keys;
 use crate::ledger::{Facts, WriteError};
@@ -124,7 +124,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     };
     let ask = SpawnAsk {
         spec,
-        secrets: create.secrets,
+        services: create.services,
         workspace,
         capabilities: create.capabilities,
         envelope: create.envelope,
@@ -155,7 +155,8 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
                 return Err(Refusal::new(Code::HandleTaken, message).hint(hint).into());
             }
             check_size(&sizes, &permit)?;
-            instances::may_bring(permit.secrets(), permit.workspace().is_some())?;
+            instances::may_bring(permit.workspace().is_some())?;
+            secrets::check(facts, &permit.spec().given.secrets)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(permit.spec()))?;
             let (changes, child) = spawn::spawn(*permit, fresh, now);
             Ok((changes, child))

@@ -8,6 +8,7 @@ mod events;
 mod guests;
 mod host;
 mod limit;
+mod secrets;
 mod stream;
 mod trace;
 
@@ -117,6 +118,7 @@ fn routes(state: State) -> Router {
         .merge(couch::host())
         .merge(guests::routes())
         .merge(host::routes())
+        .merge(secrets::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))

@@ -12,7 +12,7 @@ use super::{Error, rows};
 
 /// Facts as one connection sees them: inside a write, those of its transaction.
 pub struct Facts<'a> {
-    connection: &'a Connection,
+    pub(super) connection: &'a Connection,
 }
 
 /// A page of a list, newest first.

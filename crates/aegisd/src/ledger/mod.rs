@@ -1,12 +1,13 @@
 //! The ledger: what the daemon remembers.
 //!
-//! Nothing is written but [`Change`]s, decided upon facts that are read in the same transaction
+//! Nothing is written but [`Change`]s, and the host's own secrets ([`secrets`]), decided upon facts that are read in the same transaction
 //! ([`Ledger::write`]). One thread owns the writing connection and commits in groups: what waits
 //! together is synced together, each decision in a savepoint of its own. Readers have connections
 //! of their own and see only what is durable.
 
 mod facts;
 mod rows;
+mod secrets;
 mod store;
 mod tally;
 
@@ -20,7 +21,10 @@ use aegis_wire::words::InstanceId;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use tally::Written;
+
 pub use facts::{EventRow, Facts, Page};
+pub use secrets::StoredSecret;
 pub use tally::Tally;
 
 /// Writes that may wait for the writer; more wait in their tasks.
@@ -73,6 +77,12 @@ pub enum WriteError {
     Ledger(#[from] Error),
 }
 
+impl From<rusqlite::Error> for WriteError {
+    fn from(error: rusqlite::Error) -> WriteError {
+        WriteError::Ledger(error.into())
+    }
+}
+
 type Deliver = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
 type Job = Box<dyn FnOnce(&Connection) -> Result<Deliver, Deliver> + Send>;
 
@@ -117,18 +127,30 @@ impl Ledger {
         T: Send + 'static,
         F: FnOnce(&Facts<'_>) -> Result<(Vec<Change>, T), WriteError> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
         let actor = actor.to_owned();
-        let (touched, tally) = (Arc::clone(&self.touched), Arc::clone(&self.tally));
-        let job: Job = Box::new(move |connection| {
+        let touched = Arc::clone(&self.touched);
+        self.run(move |connection| {
             let facts = Facts::new(connection);
-            let decided = decide(&facts).and_then(|(changes, value)| {
-                let applied = store::apply(connection, &actor, &changes)?;
-                // Before the commit is told. Should it fail, they are looked at for nothing.
-                touched.lock().unwrap_or_else(PoisonError::into_inner).extend(applied.touched);
-                Ok((value, applied.written))
-            });
-            match decided {
+            let (changes, value) = decide(&facts)?;
+            let applied = store::apply(connection, &actor, &changes)?;
+            // Before the commit is told. Should it fail, they are looked at for nothing.
+            touched.lock().unwrap_or_else(PoisonError::into_inner).extend(applied.touched);
+            Ok((value, applied.written))
+        })
+        .await
+    }
+
+    /// Does something in one transaction on the writer's thread, and waits until it is synced; what it
+    /// says it wrote is counted then.
+    async fn run<T, F>(&self, work: F) -> Result<T, WriteError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Written), WriteError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
+        let tally = Arc::clone(&self.tally);
+        let job: Job = Box::new(move |connection| {
+            match work(connection) {
                 Ok((value, written)) => {
                     Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
                         let outcome = match committed {

@@ -1,6 +1,7 @@
 //! Records as rows. Columns are what is searched by; the rest is JSON of shapes that only this file
 //! knows, so that a field which is missing here is noticed here.
 
+mod given;
 mod reach;
 mod shapes;
 
@@ -237,6 +238,7 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         usage_past: d.usage_past.into(),
         usage_boot: d.usage_boot.into(),
         usage_below: d.usage_below.into(),
+        tokens_reserved: d.tokens_reserved,
         exit: d.exit.map(Into::into),
         frozen_at: d.frozen_at.map(Time),
         end: d.end.map(Into::into),

@@ -28,6 +28,12 @@ CREATE INDEX instance_parent ON instance (parent) WHERE parent IS NOT NULL;
 CREATE INDEX instance_due ON instance (ends_at) WHERE ends_at IS NOT NULL;
 CREATE INDEX instance_live ON instance (state) WHERE state <> 'gone';
 
+-- Values are AES-256-GCM under a key that is not in this file.
+CREATE TABLE secret (
+  name TEXT PRIMARY KEY, nonce BLOB NOT NULL, sealed BLOB NOT NULL,
+  proxy INTEGER NOT NULL, hosts TEXT NOT NULL, updated_at INTEGER NOT NULL
+) STRICT;
+
 -- Append-only: the audit trail, one hash chain per tree.
 CREATE TABLE event (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, tree TEXT NOT NULL, position INTEGER NOT NULL,

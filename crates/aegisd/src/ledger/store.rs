@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use aegis_rules::audit::{GENESIS, Hash, Row, Subject, link};
+use aegis_rules::audit::{GENESIS, Hash, Note, Row, Subject, link};
 use aegis_rules::cascade;
 use aegis_rules::change::Change;
 use aegis_wire::words::{InstanceId, Time, Tree};
@@ -11,7 +11,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::tally::Written;
 use super::{Error, Facts, rows};
 
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
+/// From each older schema to the next one.
+const STEPS: [&str; 2] = [include_str!("schema-1-to-2.sql"), include_str!("schema-2-to-3.sql")];
 
 /// Brings a connection to the writer's settings and the file to this program's schema.
 pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
@@ -29,9 +31,11 @@ pub(super) fn prepare(connection: &Connection) -> Result<(), Error> {
             connection.execute_batch("COMMIT")?;
             Ok(())
         }
-        1 => {
+        1..SCHEMA => {
             connection.execute_batch("BEGIN IMMEDIATE")?;
-            connection.execute_batch(include_str!("schema-1-to-2.sql"))?;
+            for step in &STEPS[usize::try_from(found - 1).unwrap_or_default()..] {
+                connection.execute_batch(step)?;
+            }
             connection.pragma_update(None, "user_version", SCHEMA)?;
             connection.execute_batch("COMMIT")?;
             Ok(())
@@ -142,6 +146,8 @@ fn apply_one(
             written.note_guest(&before, &guest);
             rows::put_guest(connection, &guest).map(|()| Tree::Invite(guest.invite))
         }),
+        // No change is about one: see secrets.rs.
+        Subject::Secret(_) => None,
         Subject::Instance(id) => facts.instance(&id)?.map(|mut instance| {
             if let Change::InstanceForgotten { .. } = change {
                 connection
@@ -160,7 +166,20 @@ fn apply_one(
 }
 
 fn append(connection: &Connection, tree: &Tree, actor: &str, change: &Change) -> Result<(), Error> {
-    let Some(note) = change.note() else { return Ok(()) };
+    match change.note() {
+        Some(note) => append_note(connection, tree, actor, note, change_time(change)),
+        None => Ok(()),
+    }
+}
+
+/// Adds a row to a tree's chain.
+pub(super) fn append_note(
+    connection: &Connection,
+    tree: &Tree,
+    actor: &str,
+    note: Note,
+    at: Option<Time>,
+) -> Result<(), Error> {
     let last: Option<(u64, Hash)> = connection
         .prepare_cached(
             "SELECT position, hash FROM event WHERE tree = ?1 ORDER BY position DESC LIMIT 1",
@@ -171,7 +190,7 @@ fn append(connection: &Connection, tree: &Tree, actor: &str, change: &Change) ->
     // An ordered map: the text is the same whoever writes it again.
     let data: BTreeMap<&str, String> = note.data.into_iter().collect();
     let data = serde_json::to_string(&data).map_err(|e| Error::Commit(e.to_string()))?;
-    let at = change_time(change).unwrap_or(Time(0));
+    let at = at.unwrap_or(Time(0));
     let row =
         Row { tree, position, at, actor, kind: note.kind, subject: note.subject.id(), data: &data };
     let hash = link(&previous, &row);
@@ -221,6 +240,9 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceCleared { at, .. }
         | Change::InstanceForgotten { at, .. }
         | Change::InstanceToken { at, .. }
+        | Change::InstanceSecrets { at, .. }
+        | Change::TokensReserved { at, .. }
+        | Change::TokensSettled { at, .. }
         | Change::LeaseHeld { at, .. }
         | Change::LeaseReleased { at, .. }
         | Change::InstanceExposed { at, .. }

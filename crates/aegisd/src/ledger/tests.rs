@@ -158,3 +158,58 @@ async fn lists_page_without_hole_or_duplicate() {
     assert_eq!(seen.len(), 25);
     assert!(seen.windows(2).all(|w| w[0] > w[1]), "newest first, each once");
 }
+
+fn sealed(byte: u8) -> crate::keys::Sealed {
+    crate::keys::Sealed { nonce: [byte; 12], bytes: vec![byte; 40] }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_kept_replaced_and_forgotten_with_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+    let secret = |name: &str, byte| StoredSecret {
+        name: name.parse().unwrap(),
+        hosts: (byte > 1).then(|| vec!["api.example.com".parse().unwrap()]),
+        updated_at: NOW,
+        sealed: sealed(byte),
+    };
+    ledger.keep_secret("host", secret("B", 1)).await.unwrap();
+    ledger.keep_secret("host", secret("A", 1)).await.unwrap();
+    ledger.keep_secret("host", secret("A", 2)).await.unwrap();
+    let all = ledger.read(|f| f.secrets()).unwrap();
+    let names: Vec<&str> = all.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["A", "B"]);
+    assert!(all[0].sealed == sealed(2) && all[0].hosts.as_ref().unwrap().len() == 1);
+    assert_eq!(all[1].hosts, None);
+    assert!(ledger.forget_secret("host", "B".parse().unwrap(), NOW).await.unwrap());
+    assert!(!ledger.forget_secret("host", "B".parse().unwrap(), NOW).await.unwrap());
+    assert!(ledger.read(|f| f.secret(&"B".parse().unwrap())).unwrap().is_none());
+    let trail = ledger.read(|f| f.events(Some(&Tree::Host), 0, 10)).unwrap();
+    let kinds: Vec<(&str, &str)> =
+        trail.iter().map(|e| (e.kind.as_str(), e.subject.as_str())).collect();
+    let set = "secret.set";
+    assert_eq!(kinds, [(set, "B"), (set, "A"), (set, "A"), ("secret.deleted", "B")]);
+    assert_eq!(trail[3].position, 4, "one chain");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_keeps_only_so_many_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Arc::new(Ledger::open(&dir.path().join("ledger.db")).unwrap());
+    let keep = |n: usize| {
+        let name = format!("S{n}").parse().unwrap();
+        let secret = StoredSecret { name, hosts: None, updated_at: NOW, sealed: sealed(1) };
+        let ledger = Arc::clone(&ledger);
+        async move { ledger.keep_secret("host", secret).await }
+    };
+    let most = aegis_wire::bounds::SECRETS_KEPT_MAX;
+    let mut all = tokio::task::JoinSet::new();
+    (0..most).for_each(|n| {
+        all.spawn(keep(n));
+    });
+    while let Some(kept) = all.join_next().await {
+        kept.unwrap().unwrap();
+    }
+    assert!(matches!(keep(most).await, Err(WriteError::Refused(r)) if r.code == Code::NoCapacity));
+    keep(3).await.unwrap();
+}

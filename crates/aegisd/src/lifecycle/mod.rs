@@ -11,6 +11,7 @@
 mod adopt;
 mod calls;
 mod driver;
+mod environment;
 mod idle;
 mod link;
 mod pool;

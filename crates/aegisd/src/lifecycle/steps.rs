@@ -1,8 +1,11 @@
 //! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
 //! holds no policy: what a fact means is for the rules.
 
+use std::collections::BTreeSet;
+
 use aegis_rules::allowance::{self, More};
 use aegis_rules::egress::policy;
+use aegis_rules::given;
 use aegis_rules::instance::{Fact, Instance, Spec, find};
 use aegis_wire::bounds::{
     GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
@@ -12,6 +15,7 @@ use aegis_wire::channel::Run;
 use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Egress, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed};
 
+use super::environment::environment;
 use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
@@ -66,7 +70,7 @@ pub(super) async fn launch(
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
-            env: spec.env.clone(),
+            env: environment(ctx, instance)?,
             cwd: spec.cwd.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             capability_token: Some(token),
@@ -126,12 +130,20 @@ pub(super) fn egress(ctx: &Ctx, instance: &Instance) -> Result<Egress, ledger::E
     ctx.ledger.read(|facts| {
         let family = facts.family(&instance.tree)?;
         let own = find(&family, &instance.id).unwrap_or(instance);
+        let config = &ctx.config;
+        let services = given::services(&family, &instance.id, config.host_services.keys());
+        let llm = !config.providers.is_empty() && given::has_llm(&family, &instance.id);
+        // Where a placeholder may become its secret, the request has to pass the hatch.
+        let secrets = facts.secrets()?.into_iter();
+        let mine = secrets.filter(|s| own.spec.given.secrets.have(&s.name));
+        let hosts = mine.filter_map(|s| s.hosts).flatten();
+        let via_door: BTreeSet<String> = hosts.map(|h| h.to_string()).collect();
         Ok(Egress {
-            policy: policy(&family, &instance.id, Vec::new(), false),
+            policy: policy(&family, &instance.id, services, llm),
             ceiling: own.egress_allowed,
             last: matches!(allowance::more(&family, &instance.id), More::Spent(_)),
             version: own.egress_version,
-            via_door: Vec::new(),
+            via_door: via_door.into_iter().collect(),
             resolvers: ctx.config.resolvers.clone(),
         })
     })

@@ -14,6 +14,7 @@ use aegis_wire::words::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::given::{GivenRow, models};
 use super::reach::{EgressRow, RequestRow};
 
 #[derive(Serialize, Deserialize)]
@@ -115,6 +116,8 @@ pub(super) struct OfferRow {
     agent_port: Option<Port>,
     egress_allow: Option<AllowList>,
     host_services: Vec<String>,
+    #[serde(default)]
+    llm_models: Option<Vec<String>>,
     spawn_depth: Option<u32>,
     max_children: Option<u32>,
     #[serde(default)]
@@ -131,6 +134,7 @@ impl OfferRow {
             agent_port: i.offer.agent_port,
             egress_allow: i.offer.egress_allow.clone(),
             host_services: i.offer.host_services.clone(),
+            llm_models: i.offer.llm_models.as_ref().map(|m| m.texts().to_vec()),
             spawn_depth: i.offer.spawn_depth,
             max_children: i.offer.max_children,
             root_share: i.offer.root_share,
@@ -144,6 +148,7 @@ impl OfferRow {
             agent_port: self.agent_port,
             egress_allow: self.egress_allow,
             host_services: self.host_services,
+            llm_models: models(self.llm_models),
             spawn_depth: self.spawn_depth,
             max_children: self.max_children,
             root_share: self.root_share,
@@ -286,6 +291,8 @@ pub(super) struct SpecRow {
     await_port: Option<Port>,
     idle_policy: String,
     authorized_key: Option<String>,
+    #[serde(default)]
+    given: GivenRow,
 }
 
 impl SpecRow {
@@ -311,6 +318,7 @@ impl SpecRow {
             await_port: s.await_port,
             idle_policy: s.idle_policy.word().to_owned(),
             authorized_key: s.authorized_key.clone(),
+            given: (&s.given).into(),
         }
     }
 
@@ -338,6 +346,7 @@ impl SpecRow {
             idle_policy: IdlePolicy::parse(&self.idle_policy)
                 .ok_or(BadWord::new("idle policy", "default or leave-running"))?,
             authorized_key: self.authorized_key,
+            given: self.given.into_words()?,
         })
     }
 }
@@ -443,6 +452,8 @@ pub(super) struct InstanceDetail {
     pub(super) egress_allowed: u64,
     #[serde(default)]
     pub(super) egress_version: u64,
+    #[serde(default)]
+    pub(super) tokens_reserved: u64,
 }
 
 impl InstanceDetail {
@@ -474,6 +485,7 @@ impl InstanceDetail {
             egress: (&i.egress).into(),
             egress_allowed: i.egress_allowed.0,
             egress_version: i.egress_version,
+            tokens_reserved: i.tokens_reserved,
         }
     }
 }

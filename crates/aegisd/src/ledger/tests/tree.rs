@@ -312,7 +312,10 @@ async fn a_ledger_of_the_version_before_opens_and_allows_nothing_new() {
     assert_eq!(found.capabilities, Capabilities::default());
     assert_eq!((found.envelope.memory, found.envelope.tokens), (MemoryMb(4096), LlmTokens(0)));
     assert_eq!(found.ends_at, None);
+    assert_eq!((&found.spec.given, found.tokens_reserved), (&Given::default(), 0));
     let offer = ledger.read(|f| f.invite(&invite)).unwrap().unwrap();
+    assert_eq!(offer.root_given(), Given::default());
+    assert!(ledger.read(|f| f.secrets()).unwrap().is_empty());
     assert!(!offer.root_capabilities().spawn, "what named no depth then gets none now");
     // It is a whole ledger of this version: it is written, and opens again.
     runs(&ledger, &hosts).await;
@@ -321,4 +324,44 @@ async fn a_ledger_of_the_version_before_opens_and_allows_nothing_new() {
     let found = again.read(|f| f.instance(&hosts)).unwrap().unwrap();
     assert_eq!(found.state, InstanceState::Running);
     assert!(found.jti.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_version_before_becomes_this_one() {
+    for steps in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.db");
+        {
+            let file = Connection::open(&path).unwrap();
+            file.execute_batch(include_str!("schema-1.sql")).unwrap();
+            for step in &[include_str!("../schema-1-to-2.sql")][..steps] {
+                file.execute_batch(step).unwrap();
+            }
+            file.pragma_update(None, "user_version", 1 + steps as i64).unwrap();
+        }
+        let tables = |file: &Connection| -> Vec<String> {
+            let sql =
+                "SELECT name || ' ' || (SELECT group_concat(name) FROM pragma_table_info(t.name))
+                       FROM sqlite_master t WHERE type IN ('table', 'index') ORDER BY name";
+            let mut all = file.prepare(sql).unwrap();
+            all.query_map([], |r| r.get::<_, Option<String>>(0))
+                .unwrap()
+                .map(|row| row.unwrap().unwrap_or_default())
+                .collect()
+        };
+        drop(Ledger::open(&path).unwrap());
+        let fresh = dir.path().join("fresh.db");
+        drop(Ledger::open(&fresh).unwrap());
+        let sorted = |path: &std::path::Path| {
+            let mut all = tables(&Connection::open(path).unwrap());
+            // Columns that were added later stand last.
+            all.iter_mut().for_each(|t| {
+                let mut words: Vec<&str> = t.split([' ', ',']).collect();
+                words.sort_unstable();
+                *t = words.join(" ");
+            });
+            all
+        };
+        assert_eq!(sorted(&path), sorted(&fresh), "from {}", 1 + steps);
+    }
 }

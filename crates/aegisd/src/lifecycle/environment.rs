@@ -1,0 +1,87 @@
+//! The environment of a machine's primary process: its own, its secrets, and where the LLM door is.
+//! Values are looked up at every start, handed to the worker, and written nowhere.
+
+use std::collections::BTreeMap;
+
+use aegis_rules::given::{self, Secrets};
+use aegis_rules::instance::Instance;
+use aegis_wire::bounds::SECRETS_INJECTED_MAX;
+use aegis_wire::words::SecretName;
+
+use super::worker::WorkerError;
+use crate::config::Vendor;
+use crate::ctx::Ctx;
+
+/// Where the LLM door is, inside.
+const LLM_URL: &str = "http://llm.aegis";
+/// What stands in the place of a vendor's key: SDKs start, and the door drops it.
+const DUMMY_KEY: &str = "aegis";
+
+/// What the primary process gets. What is in the instance's own environment stays.
+pub(super) fn environment(
+    ctx: &Ctx,
+    instance: &Instance,
+) -> Result<BTreeMap<String, String>, WorkerError> {
+    let mut env = instance.spec.env.clone();
+    let mut bytes = 0;
+    for name in names(ctx, &instance.spec.given.secrets)? {
+        let value = value(ctx, instance, &name)?;
+        bytes += serde_json::to_string(&value).map_or(value.len(), |json| json.len());
+        env.entry(name.into()).or_insert(value);
+    }
+    if bytes > SECRETS_INJECTED_MAX {
+        return Err(failed(format!(
+            "its secrets together have more than {SECRETS_INJECTED_MAX} bytes"
+        )));
+    }
+    for (name, value) in llm(ctx, instance)? {
+        env.entry(name).or_insert(value);
+    }
+    Ok(env)
+}
+
+fn failed(why: impl Into<String>) -> WorkerError {
+    WorkerError::Program(why.into())
+}
+
+fn names(ctx: &Ctx, secrets: &Secrets) -> Result<Vec<SecretName>, WorkerError> {
+    match secrets {
+        Secrets::Named(names) => Ok(names.clone()),
+        Secrets::All => {
+            let all = ctx.ledger.read(|f| f.secrets()).map_err(|e| failed(e.to_string()))?;
+            Ok(all.into_iter().map(|s| s.name).collect())
+        }
+    }
+}
+
+/// What a machine gets of a secret: the secret, its placeholder, or nothing of a vendor's key.
+fn value(ctx: &Ctx, instance: &Instance, name: &SecretName) -> Result<String, WorkerError> {
+    if ctx.config.providers.iter().any(|p| p.secret.as_ref() == Some(name)) {
+        // The door adds it on the host: so a kit that asks for it works, and is metered.
+        return Ok(DUMMY_KEY.to_owned());
+    }
+    let secret = ctx.secret(name).map_err(|e| failed(e.to_string()))?;
+    let secret = secret.ok_or_else(|| failed(format!("this host keeps no secret {name}")))?;
+    Ok(match secret.hosts {
+        Some(_) => ctx.keys.vault.placeholder(&instance.id, name),
+        None => secret.value.to_string(),
+    })
+}
+
+fn llm(ctx: &Ctx, instance: &Instance) -> Result<Vec<(String, String)>, WorkerError> {
+    let providers = &ctx.config.providers;
+    let family =
+        ctx.ledger.read(|f| f.family(&instance.tree)).map_err(|e| failed(e.to_string()))?;
+    if providers.is_empty() || !given::has_llm(&family, &instance.id) {
+        return Ok(Vec::new());
+    }
+    let mut vars = vec![("AEGIS_LLM_URL".to_owned(), LLM_URL.to_owned())];
+    for (vendor, word, path) in
+        [(Vendor::OpenAi, "OPENAI", "/v1"), (Vendor::Anthropic, "ANTHROPIC", "")]
+    {
+        let Some(first) = providers.iter().find(|p| p.vendor == vendor) else { continue };
+        vars.push((format!("{word}_BASE_URL"), format!("{LLM_URL}/{}{path}", first.name)));
+        vars.push((format!("{word}_API_KEY"), DUMMY_KEY.to_owned()));
+    }
+    Ok(vars)
+}
