@@ -13,6 +13,7 @@ mod events;
 mod guest;
 mod host;
 mod hostile;
+mod logs;
 mod many;
 mod metrics;
 mod secrets;

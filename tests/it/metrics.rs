@@ -1,7 +1,10 @@
 //! Metrics, read strictly, before and after real things happened.
 
+use std::time::Duration;
+
 use aegis_tests::house::{House, MANUAL};
 use aegis_tests::metrics::{Scrape, scrape};
+use aegis_tests::wait_for;
 use serde_json::json;
 
 /// How much a series grew.
@@ -43,7 +46,10 @@ fn the_life_of_a_machine_shows() {
     assert!(grew(&before, &during, "aegis_ledger_commits_total", &[]) > 0.0);
 
     house.host().delete(&format!("/couch/guests/{id}")).expect(200);
-    let after = scrape(&house.host());
+    let after = wait_for("the proof is counted", Duration::from_secs(10), || {
+        let now = scrape(&house.host());
+        (now.value("aegis_kill_seconds_count", &[]) > 0.0).then_some(now)
+    });
     assert_eq!(after.value("aegis_kills_total", &[]), 1.0);
     assert_eq!(after.value("aegis_kill_seconds_count", &[]), 1.0);
     assert!(after.value("aegis_kill_seconds_sum", &[]) > 0.0);

@@ -85,6 +85,19 @@ pub struct Config {
     pub rate_per_second: u32,
     /// Requests at once and address on public routes.
     pub rate_burst: u32,
+    /// How the log is written.
+    pub log: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object per line.
+    Json,
 }
 
 /// Who makes guests' machines.
@@ -165,6 +178,8 @@ struct FileConfig {
     ports: PortsSection,
     #[serde(default)]
     rate_limit: RateSection,
+    #[serde(default)]
+    log: LogSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -253,6 +268,12 @@ struct PortsSection {
 struct RateSection {
     per_second: Option<u32>,
     burst: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogSection {
+    format: Option<LogFormat>,
 }
 
 /// The home directory: flag over `AEGIS_HOME` over `~/.aegis`.
@@ -380,6 +401,12 @@ pub fn build(
         spares,
     };
 
+    let log = match var("AEGIS_LOG_FORMAT").as_deref() {
+        None => file.log.format.unwrap_or_default(),
+        Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(other) => return Err(bad("AEGIS_LOG_FORMAT", format!("{other} is not text or json"))),
+    };
     let ports = file.ports.range.unwrap_or((20_000, 29_999));
     if ports.0 == 0 || ports.0 > ports.1 {
         return Err(bad("ports.range", "must be [first, last], both from 1 to 65535"));
@@ -448,6 +475,7 @@ pub fn build(
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
         rate_burst: file.rate_limit.burst.unwrap_or(200),
+        log,
     })
 }
 

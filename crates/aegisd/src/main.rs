@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::clock::Clock;
-use crate::config::{Config, Flags, Host};
+use crate::config::{Config, Flags, Host, LogFormat};
 use crate::ctx::{Ctx, Meters, Sizes};
 use crate::lifecycle::Lifecycle;
 use crate::router::Router;
@@ -64,14 +64,6 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AEGIS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(std::io::stderr)
-        .init();
     let flags = Flags {
         home: args.home,
         listen: args.listen,
@@ -79,12 +71,24 @@ fn main() -> anyhow::Result<()> {
         provisioner: args.provisioner,
     };
     let config = settings(&flags)?;
+    log(config.log);
     raise_file_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?
         .block_on(serve(config))
+}
+
+/// Everything that is logged from now on goes to standard error, with the ids of what it is about.
+fn log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AEGIS_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+    }
 }
 
 fn settings(flags: &Flags) -> anyhow::Result<Config> {

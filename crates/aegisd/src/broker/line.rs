@@ -11,6 +11,7 @@ use aegis_wire::worker::{BrokerAnswer, Brokered};
 use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::{Semaphore, mpsc};
+use tracing::Instrument as _;
 
 use super::bulk::Bulk;
 use super::call;
@@ -57,7 +58,7 @@ pub(super) async fn serve(app: App, id: InstanceId) {
                 return;
             }
             Err(error) => {
-                tracing::warn!(instance = %machine.id, %error, "the machine's calls are not served");
+                tracing::warn!(%error, "the machine's calls are not served");
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -78,7 +79,7 @@ async fn converse(app: &App, machine: &Arc<Machine>, connection: Connection) {
                 Ok(Some(call)) => call,
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(instance = %machine.id, %error, "a line that is no call");
+                    tracing::warn!(%error, "a line that is no call");
                     break;
                 }
             },
@@ -86,9 +87,11 @@ async fn converse(app: &App, machine: &Arc<Machine>, connection: Connection) {
         };
         let (app, machine, answers) = (app.clone(), Arc::clone(machine), answers.clone());
         // Not ended with the connection: what a call has begun it does whole.
-        tokio::spawn(async move {
+        let span = tracing::error_span!("call", call = call.id, method = call::name(&call.method));
+        let answered = async move {
             let id = call.id;
             let outcome = call::answer(&app, &machine, &call.method, call.params).await;
+            tracing::debug!(code = outcome.answer.as_ref().err().map(|e| e.code), "answered");
             let (result, error) = match outcome.answer {
                 Ok(value) => (Some(value), None),
                 Err(error) => (None, Some(error)),
@@ -98,7 +101,8 @@ async fn converse(app: &App, machine: &Arc<Machine>, connection: Connection) {
             if let (Ok(()), Some(bulk)) = (sent, outcome.bulk) {
                 bulk.pour().await;
             }
-        });
+        };
+        tokio::spawn(answered.instrument(span));
     }
     writer.abort();
 }

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use aegis_wire::words::InstanceId;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
 
 use crate::app::App;
 
@@ -30,7 +31,9 @@ pub async fn run(app: App, mut machines: mpsc::Receiver<InstanceId>) {
     let mut open: HashMap<InstanceId, AbortHandle> = HashMap::new();
     while let Some(id) = machines.recv().await {
         open.retain(|_, task| !task.is_finished());
-        let task = tokio::spawn(line::serve(app.clone(), id.clone())).abort_handle();
+        let span = tracing::error_span!("broker", instance = %id);
+        let serving = line::serve(app.clone(), id.clone()).instrument(span);
+        let task = tokio::spawn(serving).abort_handle();
         // An earlier one is of an earlier boot.
         if let Some(earlier) = open.insert(id, task) {
             earlier.abort();

@@ -32,7 +32,7 @@ pub(super) async fn traced(
     let span = tracing::error_span!("request", request_id = %id, method, route);
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
-    let ms = begun.elapsed().as_secs_f64() * 1000.0;
+    let ms = begun.elapsed().as_micros() as f64 / 1000.0;
     span.in_scope(|| tracing::info!(status, ms, "answered"));
     state.app.ctx.metrics.request(method, route, status);
     if let Ok(value) = HeaderValue::from_str(&id) {

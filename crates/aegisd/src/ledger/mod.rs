@@ -21,11 +21,10 @@ use aegis_wire::words::InstanceId;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use tally::Written;
-
 pub use facts::{EventRow, Facts, Page};
 pub use secrets::StoredSecret;
 pub use tally::Tally;
+use tally::Written;
 
 /// Writes that may wait for the writer; more wait in their tasks.
 const QUEUE: usize = 1024;
@@ -84,7 +83,7 @@ impl From<rusqlite::Error> for WriteError {
 }
 
 type Deliver = Box<dyn FnOnce(Result<(), &rusqlite::Error>) + Send>;
-type Job = Box<dyn FnOnce(&Connection) -> Result<Deliver, Deliver> + Send>;
+type Job = Box<dyn FnOnce(&Connection) -> Result<(Written, Deliver), Deliver> + Send>;
 
 /// The open ledger.
 pub struct Ledger {
@@ -106,9 +105,11 @@ impl Ledger {
         store::prepare(&connection)?;
         let (jobs, mut queue) = mpsc::channel(QUEUE);
         let (committed, commits) = watch::channel(0);
+        let tally = Arc::new(Tally::default());
+        let counts = Arc::clone(&tally);
         std::thread::Builder::new()
             .name("ledger".to_owned())
-            .spawn(move || write_all(&connection, &mut queue, &committed))
+            .spawn(move || write_all(&connection, &mut queue, &committed, &counts))
             .map_err(|e| Error::Commit(e.to_string()))?;
         Ok(Ledger {
             path: path.to_owned(),
@@ -116,7 +117,7 @@ impl Ledger {
             readers: Mutex::default(),
             commits,
             touched: Touched::default(),
-            tally: Arc::default(),
+            tally,
         })
     }
 
@@ -148,21 +149,18 @@ impl Ledger {
         F: FnOnce(&Connection) -> Result<(T, Written), WriteError> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel::<Result<T, WriteError>>();
-        let tally = Arc::clone(&self.tally);
         let job: Job = Box::new(move |connection| {
             match work(connection) {
                 Ok((value, written)) => {
-                    Ok(Box::new(move |committed: Result<(), &rusqlite::Error>| {
+                    let deliver = move |committed: Result<(), &rusqlite::Error>| {
                         let outcome = match committed {
-                            Ok(()) => {
-                                tally.count(&written);
-                                Ok(value)
-                            }
+                            Ok(()) => Ok(value),
                             Err(e) => Err(Error::Commit(e.to_string()).into()),
                         };
                         // The asker may have left; what was written stays.
                         let _ = answer.send(outcome);
-                    }))
+                    };
+                    Ok((written, Box::new(deliver)))
                 }
                 Err(error) => Err(Box::new(move |_: Result<(), &rusqlite::Error>| {
                     let _ = answer.send(Err(error));
@@ -213,22 +211,24 @@ fn write_all(
     connection: &Connection,
     queue: &mut mpsc::Receiver<Job>,
     committed: &watch::Sender<u64>,
+    tally: &Tally,
 ) {
     while let Some(first) = queue.blocking_recv() {
-        let mut delivers = Vec::new();
+        let (mut delivers, mut written) = (Vec::new(), Vec::new());
         let group = || -> rusqlite::Result<()> {
             connection.execute_batch("BEGIN IMMEDIATE")?;
             let mut next = Some(first);
             while let Some(job) = next.take() {
                 connection.execute_batch("SAVEPOINT one")?;
                 match job(connection) {
-                    Ok(deliver) => {
+                    Ok((wrote, deliver)) => {
                         connection.execute_batch("RELEASE one")?;
-                        delivers.push((true, deliver));
+                        written.push(wrote);
+                        delivers.push(deliver);
                     }
                     Err(deliver) => {
                         connection.execute_batch("ROLLBACK TO one; RELEASE one")?;
-                        delivers.push((false, deliver));
+                        delivers.push(deliver);
                     }
                 }
                 if delivers.len() < GROUP {
@@ -244,11 +244,12 @@ fn write_all(
                 let _ = connection.execute_batch("ROLLBACK");
             }
         }
-        let wrote = delivers.iter().any(|(wrote, _)| *wrote);
-        if outcome.is_ok() && wrote {
+        if outcome.is_ok() && !written.is_empty() {
+            // Before anybody is told: who was told finds it counted.
+            written.iter().for_each(|w| tally.count(w));
             committed.send_modify(|n| *n += 1);
         }
-        for (_, deliver) in delivers {
+        for deliver in delivers {
             deliver(outcome.as_ref().copied());
         }
     }

@@ -55,6 +55,9 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
         look_at: None,
         told: Told::default(),
     };
+    if let Ok(Some(Instance { guest: Some(guest), .. })) = driver.record() {
+        tracing::Span::current().record("guest", tracing::field::display(guest));
+    }
     loop {
         match driver.turn().await {
             Ok(Turn::Again) => {}
@@ -65,7 +68,7 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
             }
             Err(error) => {
                 let chain = anyhow::Error::from(error);
-                tracing::error!(instance = %driver.id, error = format!("{chain:#}"), "a turn failed");
+                tracing::error!(error = format!("{chain:#}"), "a turn failed");
                 driver.pause(RETRY).await;
             }
         }
@@ -127,7 +130,9 @@ impl Driver {
         self.announce(seen).await;
         self.tell(&instance, seen).await;
         if let (Seen::Running, Some(launched)) = (seen, self.launched) {
-            ctx.metrics.boot(Boot::Ran(launched.elapsed()));
+            let took = launched.elapsed();
+            tracing::info!(ms = took.as_millis() as u64, "its machine runs");
+            ctx.metrics.boot(Boot::Ran(took));
             self.launched = None;
         }
         if seen == Seen::Running && self.was != Seen::Running {
@@ -230,7 +235,7 @@ impl Driver {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(instance = %self.id, port = %expose.guest_port, %error,
+                    tracing::error!(port = %expose.guest_port, %error,
                         "a public port could not be opened");
                 }
             }
@@ -247,7 +252,7 @@ impl Driver {
     /// Acts, unless the instance is wanted gone meanwhile; records what came of it.
     async fn act(&mut self, instance: &Instance, step: Step) -> Result<Turn, WriteError> {
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);
-        tracing::debug!(instance = %self.id, ?step, "step");
+        tracing::debug!(?step, "step");
         let knock = Arc::clone(&self.knock);
         let interrupt = wanted_gone(Arc::clone(&ctx), self.id.clone(), knock, instance.wanted);
         match step {
@@ -306,7 +311,7 @@ impl Driver {
                 };
                 if let Err(error) = done {
                     // By force, then: what is left without a worker is cleared.
-                    tracing::warn!(instance = %self.id, %error, "no orderly end");
+                    tracing::warn!(%error, "no orderly end");
                     let cleared = steps::clear(&ctx, instance).await;
                     self.link.clear();
                     self.settle(step, cleared).await?;
@@ -351,7 +356,7 @@ impl Driver {
     }
 
     async fn failed(&mut self, step: Step, error: &super::WorkerError) {
-        tracing::warn!(instance = %self.id, ?step, %error, "a step failed; it is tried again");
+        tracing::warn!(?step, %error, "a step failed; it is tried again");
         // Whatever was known of the machine is to be looked at again.
         self.link.clear();
         // A machine that can't be woken is not asked twice a second for ever.

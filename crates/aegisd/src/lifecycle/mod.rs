@@ -26,6 +26,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aegis_rules::instance::Spec;
 use aegis_wire::words::InstanceId;
 use tokio::sync::{Notify, mpsc};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::ctx::{Ctx, Shared};
 use crate::router::Router;
@@ -90,7 +92,8 @@ impl Lifecycle {
         let knock = Arc::new(Notify::new());
         drivers.insert(id.clone(), Arc::clone(&knock));
         drop(drivers);
-        tokio::spawn(driver::run(self.clone(), id.clone(), knock));
+        let span = tracing::error_span!(parent: None, "driver", instance = %id, guest = Empty);
+        tokio::spawn(driver::run(self.clone(), id.clone(), knock).instrument(span));
     }
 
     /// After a start: every instance that is not at rest gets its driver, what has no record is

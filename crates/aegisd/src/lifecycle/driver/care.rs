@@ -46,7 +46,7 @@ impl Driver {
             () = interrupt => return,
         };
         if let Err(error) = done {
-            tracing::warn!(instance = %self.id, %error, "its memory stays");
+            tracing::warn!(%error, "its memory stays");
             self.look_at = Some(ctx.now().plus(RETRY_LATER));
         }
     }
@@ -70,7 +70,7 @@ impl Driver {
                 Ok(false)
             }
             Verdict::Pause => {
-                tracing::info!(instance = %self.id, "paused: nobody uses it");
+                tracing::info!("paused: nobody uses it");
                 let (id, now) = (self.id.clone(), ctx.now());
                 ctx.ledger
                     .write(ACTOR, move |facts| {
@@ -120,7 +120,7 @@ impl Driver {
         self.renew_at = Some(match handed {
             Ok(next) => next.unwrap_or(NEVER),
             Err(error) => {
-                tracing::warn!(instance = %self.id, %error, "its token could not be renewed");
+                tracing::warn!(%error, "its token could not be renewed");
                 now.plus(RETRY_LATER)
             }
         });
