@@ -3,6 +3,7 @@
 
 mod figures;
 mod load;
+mod net;
 mod tree;
 
 use std::io::Write as _;
@@ -76,6 +77,7 @@ fn main() -> anyhow::Result<()> {
     drop(house);
 
     tree::measure(&mut figures);
+    net::measure(&mut figures);
 
     let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));
     let (redeems, reads) = load::rates(&house, CLIENTS, LOAD)?;
