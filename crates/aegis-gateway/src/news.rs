@@ -96,6 +96,11 @@ impl Denials {
             seen.until = now + WINDOW;
             true
         });
+        self.next()
+    }
+
+    /// When there may be something to tell.
+    pub fn next(&self) -> Option<Instant> {
         self.seen.values().map(|seen| seen.until).min()
     }
 }
