@@ -1,6 +1,6 @@
 //! What one machine may make its gateway hold, and how fast.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bounds for one machine. The defaults serve a busy build; none of them can be passed by a guest,
 /// whatever it sends.
@@ -52,5 +52,49 @@ impl Default for Budgets {
             connect: Duration::from_secs(10),
             dns: Duration::from_secs(5),
         }
+    }
+}
+
+/// New flows: so many at once, so many per second after that.
+pub(crate) struct Bucket {
+    per_second: f64,
+    burst: f64,
+    left: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    pub fn new(budgets: &Budgets, now: Instant) -> Bucket {
+        let burst = f64::from(budgets.new_flows_burst);
+        let per_second = f64::from(budgets.new_flows_per_second);
+        Bucket { per_second, burst, left: burst, filled: now }
+    }
+
+    /// Takes one, if there is one.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.left = (self.left + passed * self.per_second).min(self.burst);
+        self.filled = now;
+        let there = self.left >= 1.0;
+        if there {
+            self.left -= 1.0;
+        }
+        there
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_then_a_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(&Budgets::default(), start);
+        let mut take = |millis| {
+            let now = start + Duration::from_millis(millis);
+            (0..1000).filter(|_| bucket.take(now)).count()
+        };
+        assert_eq!((take(0), take(500), take(60_000)), (400, 100, 400));
     }
 }

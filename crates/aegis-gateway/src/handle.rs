@@ -11,8 +11,9 @@ use aegis_wire::egress::Policy;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::budgets::Budgets;
+use crate::engine::{self, Engine};
 use crate::meter::{Counters, Counts};
-use crate::news::News;
+use crate::news::{News, Teller};
 
 /// What a gateway needs to begin.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ struct Handle {
 #[derive(Default)]
 pub(crate) struct Shared {
     wanted: Mutex<Wanted>,
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 /// What is to become true. Levels, not a queue: what is set twice before it is looked at holds in
@@ -83,11 +84,12 @@ impl Gateway {
     /// # Errors
     /// Of the kernel: no descriptors or threads left.
     pub fn start(config: Config) -> io::Result<Gateway> {
-        let _ = config;
         let poll = mio::Poll::new()?;
-        let waker = mio::Waker::new(poll.registry(), mio::Token(0))?;
-        let (_tell, news) = mpsc::channel(64);
+        let waker = mio::Waker::new(poll.registry(), engine::OWNER)?;
+        let (teller, news) = Teller::new();
         let shared = Arc::new(Shared::default());
+        let engine = Engine::new(config, poll, shared.clone(), teller);
+        std::thread::Builder::new().name("gateway".to_owned()).spawn(move || engine.run())?;
         Ok(Gateway(Arc::new(Handle { shared, waker, news: Mutex::new(Some(news)) })))
     }
 

@@ -16,9 +16,18 @@
 #![forbid(unsafe_code)]
 
 mod budgets;
+mod dns;
+mod doors;
+mod engine;
 mod handle;
+mod link;
 mod meter;
 mod news;
+mod own;
+mod packet;
+mod reply;
+mod spoken;
+mod timers;
 
 pub use aegis_wire::egress::Policy;
 pub use budgets::Budgets;

@@ -1,6 +1,9 @@
 //! What was sent and received, and how much more may be.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::news::{News, Teller};
 
 /// What one gateway counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,11 +23,11 @@ pub struct Counts {
 /// The counters themselves: written by the gateway's thread only.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub egress_bytes: AtomicU64,
-    pub ingress_bytes: AtomicU64,
-    pub dns_queries: AtomicU64,
-    pub flows: AtomicU64,
-    pub denied: AtomicU64,
+    egress_bytes: AtomicU64,
+    ingress_bytes: AtomicU64,
+    dns_queries: AtomicU64,
+    flows: AtomicU64,
+    denied: AtomicU64,
 }
 
 impl Counters {
@@ -37,5 +40,146 @@ impl Counters {
             flows: read(&self.flows),
             denied: read(&self.denied),
         }
+    }
+
+    pub fn received(&self, bytes: usize) {
+        self.ingress_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn asked(&self) {
+        self.dns_queries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn opened(&self) {
+        self.flows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn denied(&self) {
+        self.denied.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Payload bytes to outside: taken before they are sent.
+pub(crate) struct Meter {
+    counters: Arc<Counters>,
+    sent: u64,
+    ceiling: u64,
+    /// No more than this will ever be allowed.
+    last: bool,
+    /// From here on it is time to ask for more.
+    half: u64,
+    told_half: bool,
+    told_empty: bool,
+}
+
+impl Meter {
+    pub fn new(counters: Arc<Counters>) -> Meter {
+        Meter {
+            counters,
+            sent: 0,
+            ceiling: 0,
+            last: false,
+            half: 0,
+            told_half: true,
+            told_empty: false,
+        }
+    }
+
+    /// A new ceiling; false if it is the old one.
+    pub fn set(&mut self, ceiling: u64, last: bool) -> bool {
+        if (ceiling, last) == (self.ceiling, self.last) {
+            return false;
+        }
+        let more = ceiling.saturating_sub(self.ceiling.max(self.sent));
+        (self.ceiling, self.last) = (ceiling, last);
+        self.half = ceiling - more / 2;
+        (self.told_half, self.told_empty) = (last, false);
+        true
+    }
+
+    /// Bytes that may be sent now.
+    pub fn left(&self) -> usize {
+        usize::try_from(self.ceiling.saturating_sub(self.sent)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether nothing more may be sent, for good.
+    pub fn is_exhausted(&self) -> bool {
+        self.last && self.sent >= self.ceiling
+    }
+
+    /// Takes bytes before they are sent, at most what is [`Meter::left`].
+    pub fn take(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.left(), "more was taken than was left");
+        self.sent += bytes as u64;
+        self.counters.egress_bytes.store(self.sent, Ordering::Relaxed);
+    }
+
+    /// Gives back what was taken and not sent.
+    pub fn give_back(&mut self, bytes: usize) {
+        self.sent -= bytes as u64;
+        self.counters.egress_bytes.store(self.sent, Ordering::Relaxed);
+    }
+
+    /// Tells that the allowance runs low, once per allowance.
+    pub fn tell(&mut self, teller: &Teller) {
+        if !self.told_half && self.sent >= self.half {
+            self.told_half = teller.tell(News::Low);
+        }
+    }
+
+    /// Somebody wants to send, and nothing is left.
+    pub fn tell_empty(&mut self, teller: &Teller) {
+        if !self.told_empty {
+            let news = if self.last { News::Exhausted } else { News::Low };
+            self.told_empty = teller.tell(news);
+            self.told_half |= self.told_empty;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn low_is_told_once_per_allowance() {
+        let (teller, mut heard) = Teller::new();
+        let mut meter = Meter::new(Arc::default());
+        meter.tell_empty(&teller);
+        assert_eq!(heard.try_recv(), Ok(News::Low));
+        meter.tell_empty(&teller);
+        assert!(meter.set(100, false) && !meter.set(100, false));
+        meter.take(49);
+        meter.tell(&teller);
+        assert!(heard.try_recv().is_err());
+        meter.take(1);
+        meter.tell(&teller);
+        meter.take(50);
+        meter.tell(&teller);
+        assert_eq!(heard.try_recv(), Ok(News::Low));
+        assert!(heard.try_recv().is_err());
+        meter.tell_empty(&teller);
+        assert_eq!(heard.try_recv(), Ok(News::Low));
+        // The last allowance is not asked for more.
+        assert!(meter.set(200, true));
+        meter.take(90);
+        meter.tell(&teller);
+        assert!(heard.try_recv().is_err() && !meter.is_exhausted());
+        meter.take(10);
+        meter.tell_empty(&teller);
+        assert_eq!(heard.try_recv(), Ok(News::Exhausted));
+        assert!(meter.is_exhausted() && meter.left() == 0);
+    }
+
+    #[test]
+    fn a_ceiling_below_what_was_sent_leaves_nothing() {
+        let mut meter = Meter::new(Arc::default());
+        meter.set(100, false);
+        meter.take(80);
+        meter.give_back(10);
+        meter.set(50, false);
+        assert_eq!(meter.left(), 0);
+        meter.set(75, true);
+        assert_eq!(meter.left(), 5);
     }
 }
