@@ -1,5 +1,7 @@
 //! What was sent and received, and how much more may be.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,10 +72,13 @@ pub(crate) struct Meter {
     half: u64,
     told_half: bool,
     told_empty: bool,
+    /// Where the most that was ever taken is written, before it is sent.
+    book: Option<File>,
+    booked: u64,
 }
 
 impl Meter {
-    pub fn new(counters: Arc<Counters>) -> Meter {
+    pub fn new(counters: Arc<Counters>, book: Option<File>) -> Meter {
         Meter {
             counters,
             sent: 0,
@@ -82,12 +87,15 @@ impl Meter {
             half: 0,
             told_half: true,
             told_empty: false,
+            book,
+            booked: 0,
         }
     }
 
-    /// A new ceiling; false if it is the old one.
+    /// A new ceiling; false if it is the old one. Whatever was told is told again where it still holds.
     pub fn set(&mut self, ceiling: u64, last: bool) -> bool {
         if (ceiling, last) == (self.ceiling, self.last) {
+            (self.told_half, self.told_empty) = (last, false);
             return false;
         }
         let more = ceiling.saturating_sub(self.ceiling.max(self.sent));
@@ -95,6 +103,14 @@ impl Meter {
         self.half = ceiling - more / 2;
         (self.told_half, self.told_empty) = (last, false);
         true
+    }
+
+    /// Takes back what may be sent and was not; returns what was sent.
+    pub fn trim(&mut self) -> u64 {
+        (self.ceiling, self.last) = (self.sent, false);
+        // Who wants to send asks anew.
+        (self.told_half, self.told_empty) = (true, false);
+        self.sent
     }
 
     /// Bytes that may be sent now.
@@ -111,6 +127,14 @@ impl Meter {
     pub fn take(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.left(), "more was taken than was left");
         self.sent += bytes as u64;
+        if self.sent > self.booked
+            && let Some(book) = &self.book
+        {
+            self.booked = self.sent;
+            if let Err(error) = book.write_all_at(&self.sent.to_le_bytes(), 0) {
+                tracing::error!(%error, "what is sent can't be written down");
+            }
+        }
         self.counters.egress_bytes.store(self.sent, Ordering::Relaxed);
     }
 
@@ -144,7 +168,7 @@ mod tests {
     #[test]
     fn low_is_told_once_per_allowance() {
         let (teller, mut heard) = Teller::new();
-        let mut meter = Meter::new(Arc::default());
+        let mut meter = Meter::new(Arc::default(), None);
         meter.tell_empty(&teller);
         assert_eq!(heard.try_recv(), Ok(News::Low));
         meter.tell_empty(&teller);
@@ -172,8 +196,26 @@ mod tests {
     }
 
     #[test]
+    fn the_book_never_says_less_than_was_sent() {
+        let file = tempfile::tempfile().unwrap();
+        let said = || {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            u64::from_le_bytes(bytes)
+        };
+        let mut meter = Meter::new(Arc::default(), Some(file.try_clone().unwrap()));
+        meter.set(100, false);
+        meter.take(80);
+        meter.give_back(30);
+        assert_eq!((said(), meter.trim(), meter.left()), (80, 50, 0));
+        meter.set(90, false);
+        meter.take(40);
+        assert_eq!((said(), meter.trim()), (90, 90));
+    }
+
+    #[test]
     fn a_ceiling_below_what_was_sent_leaves_nothing() {
-        let mut meter = Meter::new(Arc::default());
+        let mut meter = Meter::new(Arc::default(), None);
         meter.set(100, false);
         meter.take(80);
         meter.give_back(10);

@@ -126,7 +126,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub fn new(config: Config, poll: Poll, shared: Arc<Shared>, teller: Teller) -> Engine {
+    pub fn new(mut config: Config, poll: Poll, shared: Arc<Shared>, teller: Teller) -> Engine {
         let now = Instant::now();
         let mut outgoing = Outgoing::new();
         let mut setup = iface::Config::new(HardwareAddress::Ip);
@@ -143,7 +143,7 @@ impl Engine {
         let counters = shared.counters.clone();
         Engine {
             denials: Denials::new(counters.clone()),
-            meter: Meter::new(counters),
+            meter: Meter::new(counters, config.book.take()),
             dns: dns::Dns::new(&config),
             bucket: Bucket::new(&config.budgets, now),
             policy: Policy::default(),
@@ -263,6 +263,13 @@ impl Engine {
         }
         if let Some(door) = wanted.door {
             self.config.door = door;
+        }
+        if let Some(resolvers) = wanted.resolvers {
+            self.config.resolvers = resolvers;
+        }
+        for answer in wanted.trim {
+            // Who asked may have left.
+            let _ = answer.send(self.meter.trim());
         }
         if let Some((ceiling, last)) = wanted.allowance
             && self.meter.set(ceiling, last)
