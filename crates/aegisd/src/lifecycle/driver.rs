@@ -128,7 +128,6 @@ impl Driver {
             self.birth = None;
         }
         self.announce(seen).await;
-        self.tell(&instance, seen).await;
         if let (Seen::Running, Some(launched)) = (seen, self.launched) {
             let took = launched.elapsed();
             tracing::info!(ms = took.as_millis() as u64, "its machine runs");
@@ -137,8 +136,11 @@ impl Driver {
         }
         if seen == Seen::Running && self.was != Seen::Running {
             self.use_of.wakes(ctx.now());
+            // Who goes on against a limit that was passed is told so again.
+            self.told.clear();
         }
         self.was = seen;
+        self.tell(&instance, seen).await;
         if seen == Seen::Running || seen == Seen::Frozen || seen == Seen::Ended {
             self.catch_up(&instance, seen).await?;
         }
