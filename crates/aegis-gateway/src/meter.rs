@@ -64,7 +64,11 @@ impl Counters {
 /// Payload bytes to outside: taken before they are sent.
 pub(crate) struct Meter {
     counters: Arc<Counters>,
+    /// Where what is sent is written before, so that it outlives this process.
+    book: Option<File>,
     sent: u64,
+    /// What the book says: never less than was sent.
+    booked: u64,
     ceiling: u64,
     /// No more than this will ever be allowed.
     last: bool,
@@ -72,9 +76,6 @@ pub(crate) struct Meter {
     half: u64,
     told_half: bool,
     told_empty: bool,
-    /// Where the most that was ever taken is written, before it is sent.
-    book: Option<File>,
-    booked: u64,
 }
 
 impl Meter {
@@ -92,23 +93,20 @@ impl Meter {
         }
     }
 
-    /// A new ceiling; false if it is the old one. Whatever was told is told again where it still holds.
-    pub fn set(&mut self, ceiling: u64, last: bool) -> bool {
-        if (ceiling, last) == (self.ceiling, self.last) {
-            (self.told_half, self.told_empty) = (last, false);
-            return false;
-        }
+    /// A new ceiling, or the old one again: whoever needs more says so again.
+    pub fn set(&mut self, ceiling: u64, last: bool) {
         let more = ceiling.saturating_sub(self.ceiling.max(self.sent));
+        if more > 0 {
+            self.half = ceiling - more / 2;
+        }
         (self.ceiling, self.last) = (ceiling, last);
-        self.half = ceiling - more / 2;
         (self.told_half, self.told_empty) = (last, false);
-        true
     }
 
-    /// Takes back what may be sent and was not; returns what was sent.
+    /// Takes back what may be sent and was not. Returns what was sent.
     pub fn trim(&mut self) -> u64 {
         (self.ceiling, self.last) = (self.sent, false);
-        // Who wants to send asks anew.
+        // Nobody asked for less than there is now.
         (self.told_half, self.told_empty) = (true, false);
         self.sent
     }
@@ -123,19 +121,22 @@ impl Meter {
         self.last && self.sent >= self.ceiling
     }
 
-    /// Takes bytes before they are sent, at most what is [`Meter::left`].
-    pub fn take(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.left(), "more was taken than was left");
-        self.sent += bytes as u64;
-        if self.sent > self.booked
+    /// Takes at most so many bytes, before they are sent. Returns how many may be.
+    pub fn take(&mut self, bytes: usize) -> usize {
+        let bytes = bytes.min(self.left());
+        let sent = self.sent + bytes as u64;
+        if sent > self.booked
             && let Some(book) = &self.book
+            && let Err(error) = book.write_all_at(&sent.to_le_bytes(), 0)
         {
-            self.booked = self.sent;
-            if let Err(error) = book.write_all_at(&self.sent.to_le_bytes(), 0) {
-                tracing::error!(%error, "what is sent can't be written down");
-            }
+            // What can't be counted is not sent.
+            tracing::error!(%error, "egress can't be booked");
+            return 0;
         }
-        self.counters.egress_bytes.store(self.sent, Ordering::Relaxed);
+        self.booked = self.booked.max(sent);
+        self.sent = sent;
+        self.counters.egress_bytes.store(sent, Ordering::Relaxed);
+        bytes
     }
 
     /// Gives back what was taken and not sent.
@@ -165,27 +166,36 @@ impl Meter {
 mod tests {
     use super::*;
 
+    fn meter() -> Meter {
+        Meter::new(Arc::default(), None)
+    }
+
     #[test]
     fn low_is_told_once_per_allowance() {
         let (teller, mut heard) = Teller::new();
-        let mut meter = Meter::new(Arc::default(), None);
+        let mut meter = meter();
         meter.tell_empty(&teller);
         assert_eq!(heard.try_recv(), Ok(News::Low));
         meter.tell_empty(&teller);
-        assert!(meter.set(100, false) && !meter.set(100, false));
+        meter.set(100, false);
         meter.take(49);
         meter.tell(&teller);
         assert!(heard.try_recv().is_err());
         meter.take(1);
         meter.tell(&teller);
-        meter.take(50);
+        assert_eq!(heard.try_recv(), Ok(News::Low));
+        meter.take(10);
+        meter.tell(&teller);
+        assert!(heard.try_recv().is_err());
+        // The same again is no answer.
+        meter.set(100, false);
         meter.tell(&teller);
         assert_eq!(heard.try_recv(), Ok(News::Low));
-        assert!(heard.try_recv().is_err());
+        assert_eq!(meter.take(50), 40);
         meter.tell_empty(&teller);
         assert_eq!(heard.try_recv(), Ok(News::Low));
         // The last allowance is not asked for more.
-        assert!(meter.set(200, true));
+        meter.set(200, true);
         meter.take(90);
         meter.tell(&teller);
         assert!(heard.try_recv().is_err() && !meter.is_exhausted());
@@ -196,32 +206,40 @@ mod tests {
     }
 
     #[test]
+    fn a_ceiling_below_what_was_sent_leaves_nothing() {
+        let mut meter = meter();
+        meter.set(100, false);
+        meter.take(80);
+        meter.give_back(10);
+        meter.set(50, false);
+        assert_eq!((meter.left(), meter.take(5)), (0, 0));
+        meter.set(75, true);
+        assert_eq!(meter.left(), 5);
+        assert_eq!((meter.trim(), meter.left(), meter.is_exhausted()), (70, 0, false));
+    }
+
+    #[test]
     fn the_book_never_says_less_than_was_sent() {
         let file = tempfile::tempfile().unwrap();
-        let said = || {
+        let read = || {
             let mut bytes = [0; 8];
             file.read_exact_at(&mut bytes, 0).unwrap();
             u64::from_le_bytes(bytes)
         };
         let mut meter = Meter::new(Arc::default(), Some(file.try_clone().unwrap()));
+        meter.set(1 << 40, false);
+        meter.take(1000);
+        meter.give_back(600);
+        assert_eq!(read(), 1000);
+        meter.take(500);
+        assert_eq!(read(), 1000);
+        meter.take(101);
+        assert_eq!(read(), 1001);
+        assert_eq!(meter.trim(), 1001);
+        // A book that can't be written lets nothing out.
+        let unwritable = File::open("/dev/null").unwrap();
+        let mut meter = Meter::new(Arc::default(), Some(unwritable));
         meter.set(100, false);
-        meter.take(80);
-        meter.give_back(30);
-        assert_eq!((said(), meter.trim(), meter.left()), (80, 50, 0));
-        meter.set(90, false);
-        meter.take(40);
-        assert_eq!((said(), meter.trim()), (90, 90));
-    }
-
-    #[test]
-    fn a_ceiling_below_what_was_sent_leaves_nothing() {
-        let mut meter = Meter::new(Arc::default(), None);
-        meter.set(100, false);
-        meter.take(80);
-        meter.give_back(10);
-        meter.set(50, false);
-        assert_eq!(meter.left(), 0);
-        meter.set(75, true);
-        assert_eq!(meter.left(), 5);
+        assert_eq!(meter.take(10), 0);
     }
 }

@@ -64,10 +64,7 @@ pub(crate) struct Ends {
 
 impl Ip<'_> {
     pub fn ends(&self, from_port: u16, to_port: u16) -> Ends {
-        Ends {
-            guest: SocketAddr::new(self.from, from_port),
-            to: SocketAddr::new(self.to, to_port),
-        }
+        Ends { guest: SocketAddr::new(self.from, from_port), to: SocketAddr::new(self.to, to_port) }
     }
 
     /// Whether the guest's own address stands in it as the sender.

@@ -176,13 +176,9 @@ pub(crate) fn datagram(ends: Ends, data: &[u8], outgoing: &mut Outgoing) -> bool
     let sums = ChecksumCapabilities::default();
     let repr = UdpRepr { src_port: ends.to.port(), dst_port: ends.guest.port() };
     let length = repr.header_len() + data.len();
-    let Some((from, to, udp)) = ip(
-        outgoing,
-        (ends.to.ip(), ends.guest.ip()),
-        IpProtocol::Udp,
-        length,
-        HOPS,
-    ) else {
+    let Some((from, to, udp)) =
+        ip(outgoing, (ends.to.ip(), ends.guest.ip()), IpProtocol::Udp, length, HOPS)
+    else {
         return false;
     };
     let mut udp = UdpPacket::new_unchecked(udp);

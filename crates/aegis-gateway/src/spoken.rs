@@ -224,7 +224,11 @@ mod tests {
     #[test]
     fn hellos_without_a_clear_name_are_unclear() {
         for sni in [&[][..], &["127.0.0.1"], &["0x7f.1"], &["a b"], &[""]] {
-            assert_eq!(listen(&client_hello(sni, 4096), false), Heard::Unclear(rule::SNI), "{sni:?}");
+            assert_eq!(
+                listen(&client_hello(sni, 4096), false),
+                Heard::Unclear(rule::SNI),
+                "{sni:?}"
+            );
         }
         // An extension that is cut short in front of a name.
         let mut broken = client_hello(&["a.example"], 4096);
@@ -255,13 +259,20 @@ mod tests {
                 "GET http://x@b.example:1/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
                 &["b.example", "a.example"],
             ),
-            ("CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", &["b.example", "a.example"]),
+            (
+                "CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n",
+                &["b.example", "a.example"],
+            ),
             ("GET /?u=http://b.example HTTP/1.1\r\nHost: a.example\r\n\r\n", &["a.example"]),
         ] {
             assert_eq!(listen(request.as_bytes(), false), names(rule::HOST, expected), "{request}");
             let head = request.trim_end_matches("body").len();
             for cut in 0..head {
-                assert_eq!(listen(&request.as_bytes()[..cut], false), Heard::More, "{request} {cut}");
+                assert_eq!(
+                    listen(&request.as_bytes()[..cut], false),
+                    Heard::More,
+                    "{request} {cut}"
+                );
             }
         }
     }

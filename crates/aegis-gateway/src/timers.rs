@@ -70,6 +70,9 @@ mod tests {
         timers.disarm('c');
         assert_eq!(timers.next(), Some(at(2)));
         assert_eq!(timers.due(at(1)), None);
-        assert_eq!((timers.due(at(4)), timers.due(at(4)), timers.due(at(9))), (Some('a'), Some('b'), None));
+        assert_eq!(
+            (timers.due(at(4)), timers.due(at(4)), timers.due(at(9))),
+            (Some('a'), Some('b'), None)
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use aegis_wire::egress::HostName;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, rdata};
+use hickory_proto::rr::{DNSClass, RData, Record, RecordType, rdata};
 
 /// What a guest may ask over UDP without saying more (RFC 1035, 4.2.1), bytes.
 const PLAIN_MAX: usize = 512;
@@ -63,8 +63,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Question, Option<Vec<u8>>> {
     if bytes.get(2).is_none_or(|flags| flags & 0x80 != 0) {
         return Err(None);
     }
-    let mut message =
-        Message::from_vec(bytes).map_err(|_| error(ResponseCode::FormErr))?;
+    let mut message = Message::from_vec(bytes).map_err(|_| error(ResponseCode::FormErr))?;
     if message.metadata.op_code != OpCode::Query {
         return Err(error(ResponseCode::NotImp));
     }

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use aegis_wire::egress::{Denied, HostName, never, rule};
 
+use super::Asker;
 use super::message::{Answer, Outcome, Question, parse};
 use super::query::{Look, Query, TRIES};
-use super::Asker;
 use crate::doors;
 use crate::engine::{Engine, Target, Who};
 
@@ -97,7 +97,10 @@ impl Engine {
     fn send_query(&mut self, slot: usize) -> bool {
         let query = &mut self.dns.queries[slot];
         let Some(bytes) = query.bytes() else { return false };
-        if self.meter.left() < bytes.len() {
+        let left = self.meter.left() >= bytes.len();
+        let paid = if left { self.meter.take(bytes.len()) } else { 0 };
+        if paid < bytes.len() {
+            self.meter.give_back(paid);
             self.meter.tell_empty(&self.teller);
             if self.meter.is_exhausted() {
                 let name = query.question.host.as_ref().map_or("", HostName::as_str).to_owned();
@@ -106,7 +109,6 @@ impl Engine {
             }
             return false;
         }
-        self.meter.take(bytes.len());
         if let Err(error) = query.send(&bytes) {
             tracing::debug!(%error, "a question can't be sent");
             self.meter.give_back(bytes.len());
@@ -242,7 +244,9 @@ impl Engine {
     pub(crate) fn answer_stream(&mut self, slot: usize) {
         let mut questions: Vec<Vec<u8>> = Vec::new();
         let Some(flow) = self.flows.get_mut(slot) else { return };
-        let (Target::Dns(stream), Some(stack)) = (&mut flow.target, &mut flow.stack) else { return };
+        let (Target::Dns(stream), Some(stack)) = (&mut flow.target, &mut flow.stack) else {
+            return;
+        };
         let serial = flow.serial;
         let socket = stack.socket();
         while socket.can_recv() && stream.received.len() <= QUESTION_MAX {

@@ -76,9 +76,14 @@ pub(crate) struct Outside {
 
 pub(crate) enum Stage {
     /// The other end is not there yet, and the guest has no answer.
-    Dialing { syn: Box<[u8]>, until: Instant },
+    Dialing {
+        syn: Box<[u8]>,
+        until: Instant,
+    },
     /// The guest shakes hands.
-    Accepting { until: Instant },
+    Accepting {
+        until: Instant,
+    },
     Open,
     /// Nothing is left but to tell the guest.
     Resetting,
@@ -131,8 +136,7 @@ impl Stack {
         // The link loses nothing and has no far end: waiting to say more at once gains nothing.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        let endpoint =
-            IpListenEndpoint { addr: Some(ends.to.ip().into()), port: ends.to.port() };
+        let endpoint = IpListenEndpoint { addr: Some(ends.to.ip().into()), port: ends.to.port() };
         if let Err(error) = socket.listen(endpoint) {
             // Port 0 only, which is refused before; without an endpoint it answers nothing.
             tracing::debug!(%error, "no socket for a flow");
@@ -194,23 +198,23 @@ impl Flow {
             if !socket.can_recv() {
                 break;
             }
-            let most = if metered { gate.meter.left() } else { usize::MAX };
-            if most == 0 {
-                thirsty = true;
-                break;
-            }
             let sent = socket.recv(|bytes| {
-                let bytes = &bytes[..bytes.len().min(most)];
-                if metered {
-                    gate.meter.take(bytes.len());
+                // Paid before it is sent.
+                let paid = if metered { gate.meter.take(bytes.len()) } else { bytes.len() };
+                if paid == 0 {
+                    thirsty = true;
+                    return (0, Ok(None));
                 }
-                let sent = attempt(|| other.write(bytes));
+                let sent = attempt(|| other.write(&bytes[..paid]));
                 let count = sent.as_ref().ok().copied().flatten().unwrap_or(0);
                 if metered {
-                    gate.meter.give_back(bytes.len() - count);
+                    gate.meter.give_back(paid - count);
                 }
                 (count, sent)
             });
+            if thirsty {
+                break;
+            }
             match sent {
                 Ok(Ok(Some(bytes))) => moved += bytes,
                 Ok(Ok(None)) => self.writable = false,
@@ -298,16 +302,14 @@ fn hold(
             Denied::new(rule::HOST, outside.to, "HTTP, as a secret may be put into it")
         }
         Heard::Other => return Ok(false),
-        Heard::Names(rule, names) => {
-            match judge(outside, rule, &names, gate.policy) {
-                Ok(knock) => {
-                    prefix.extend(knock);
-                    outside.said = Some((rule, names));
-                    return Ok(false);
-                }
-                Err(denied) => denied,
+        Heard::Names(rule, names) => match judge(outside, rule, &names, gate.policy) {
+            Ok(knock) => {
+                prefix.extend(knock);
+                outside.said = Some((rule, names));
+                return Ok(false);
             }
-        }
+            Err(denied) => denied,
+        },
         Heard::Unclear(rule) => match gate.policy.spoken(outside.to, None, rule) {
             Ok(()) => return Ok(false),
             Err(denied) => denied,

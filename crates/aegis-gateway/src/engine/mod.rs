@@ -32,7 +32,7 @@ use crate::packet::{self, Content, Ends, Ip, Payload};
 use crate::reply::{self, Unreachable};
 use crate::timers::Timers;
 
-pub(crate) use flow::{Flow, Stage, Target};
+pub(crate) use flow::{Flow, Target};
 pub(crate) use udp::{UdpFlow, connected};
 
 /// Woken by the owner.
@@ -271,9 +271,9 @@ impl Engine {
             // Who asked may have left.
             let _ = answer.send(self.meter.trim());
         }
-        if let Some((ceiling, last)) = wanted.allowance
-            && self.meter.set(ceiling, last)
-        {
+        // An allowance that comes with it was made later.
+        if let Some((ceiling, last)) = wanted.allowance {
+            self.meter.set(ceiling, last);
             for slot in std::mem::take(&mut self.thirsty) {
                 if let Some(flow) = self.flows.get_mut(slot) {
                     flow.thirsty = false;

@@ -44,16 +44,14 @@ impl Engine {
                 self.hand_in(slot, ip.bytes);
                 self.queue(slot);
             }
-            None if tcp.opens && tcp.from_port != 0 && tcp.to_port != 0 => {
-                match self.judge(ends) {
-                    Ok(Some(target)) => self.open(ends, target, ip.bytes),
-                    Ok(None) => self.refuse(ip.bytes),
-                    Err(denied) => {
-                        self.deny(denied);
-                        self.refuse(ip.bytes);
-                    }
+            None if tcp.opens && tcp.from_port != 0 && tcp.to_port != 0 => match self.judge(ends) {
+                Ok(Some(target)) => self.open(ends, target, ip.bytes),
+                Ok(None) => self.refuse(ip.bytes),
+                Err(denied) => {
+                    self.deny(denied);
+                    self.refuse(ip.bytes);
                 }
-            }
+            },
             None => self.refuse(ip.bytes),
         }
     }
@@ -231,9 +229,10 @@ impl Engine {
     fn share(&self) -> usize {
         let budgets = &self.config.budgets;
         let least = 2 * BUFFER_MIN * budgets.tcp_flows;
-        let left = budgets.buffers_max.saturating_sub(least).saturating_sub(
-            self.buffers.saturating_sub(2 * BUFFER_MIN * self.flows.len()),
-        );
+        let left = budgets
+            .buffers_max
+            .saturating_sub(least)
+            .saturating_sub(self.buffers.saturating_sub(2 * BUFFER_MIN * self.flows.len()));
         let share = BUFFER_MIN + left / SHARE;
         share.min(budgets.flow_buffer_max).max(BUFFER_MIN) / 4096 * 4096
     }

@@ -77,7 +77,11 @@ impl Engine {
         let idle = if is_dns { budgets.udp_dns_idle } else { budgets.udp_idle };
         let outside = self.judge_outside(ends.to)?;
         if outside.by == Admitted::ByName && outside.to.port() == QUIC {
-            return Err(Some(Denied::new(rule::SNI, outside.to, "TLS over TCP, which shows its name")));
+            return Err(Some(Denied::new(
+                rule::SNI,
+                outside.to,
+                "TLS over TCP, which shows its name",
+            )));
         }
         let slot = self.datagrams.vacant_key();
         let socket = connected(outside.to)
@@ -105,7 +109,11 @@ impl Engine {
     }
 
     fn send_datagram(&mut self, slot: usize, ip: &Ip<'_>, data: &[u8]) {
-        if self.meter.left() < data.len() {
+        // In one piece or not at all.
+        let left = self.meter.left() >= data.len();
+        let paid = if left { self.meter.take(data.len()) } else { 0 };
+        if paid < data.len() {
+            self.meter.give_back(paid);
             self.meter.tell_empty(&self.teller);
             if self.meter.is_exhausted() {
                 let to = self.datagrams[slot].outside.to;
@@ -117,7 +125,6 @@ impl Engine {
         let flow = &mut self.datagrams[slot];
         flow.last_used = self.now;
         flow.quote = Quote::of(ip);
-        self.meter.take(data.len());
         // The first error is that of an earlier datagram.
         let mut sent = flow.socket.send(data);
         if sent.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
