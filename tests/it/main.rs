@@ -16,6 +16,7 @@ mod hostile;
 mod logs;
 mod many;
 mod metrics;
+mod outside;
 mod spares;
 mod tidy;
 mod tree;
