@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# What a build needs besides Rust: a C compiler (SQLite is built in) with the static C library.
+# What a build needs besides Rust: a C compiler (SQLite is built in) with the static C library. And
+# what tests need: ip, which makes the network that they call outside, and git, which is served there.
 set -euo pipefail
 
 missing=()
 command -v cc >/dev/null || missing+=(build-essential)
 command -v curl >/dev/null || missing+=(curl)
+command -v git >/dev/null || missing+=(git)
+PATH=$PATH:/usr/sbin:/sbin command -v ip >/dev/null || missing+=(iproute2)
 if [ ${#missing[@]} -gt 0 ]; then
   echo "installing ${missing[*]}" >&2
   as_root=()

@@ -1,6 +1,7 @@
 //! The gateway beside QEMU's own user networking: the same machine, image and programs, one after the
 //! other in one run; only the other end of the link differs.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 
 use aegis_tests::house::House;
@@ -77,8 +78,8 @@ pub fn measure(figures: &mut Figures) {
          args+=(\"$arg\")\ndone\nexec {QEMU} \"${{args[@]}}\"\n"
     );
     std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
     let theirs = one(figures, &outside, "QEMU user", wrapper.to_str().unwrap());
     figures.one("upload, gateway / QEMU user networking", ours.up / theirs.up, "times");
     figures.one("download, gateway / QEMU user networking", ours.down / theirs.down, "times");

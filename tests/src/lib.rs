@@ -11,6 +11,7 @@ pub mod house;
 pub mod http;
 pub mod look;
 pub mod metrics;
+pub mod outside;
 pub mod sse;
 
 use std::path::PathBuf;

@@ -72,6 +72,10 @@ impl House {
             "require_limits": false,
             "hostname": "box",
             "boot_id": BOOT_ID,
+            "egress": {
+                "policy": {"internet": false, "lists": [], "services": [], "llm": false},
+                "ceiling": 0, "last": false, "version": 0, "resolvers": [],
+            },
             "run": {"command": ["sleep", "1000"], "capability_token": TOKEN},
             "await_port": null,
             "log_dir": self.dir.join("log"),

@@ -1,6 +1,7 @@
 //! Settings: flags over environment over `aegis.toml` over defaults, in one pure function. Nobody
 //! else reads the environment or the file.
 
+mod egress;
 mod hatch;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use aegis_wire::words::{DiskBytes, DurationMs, ImageRef, MemoryMb};
 use aegis_wire::worker::Accel;
 use serde::Deserialize;
 
+pub use egress::name_servers;
 use hatch::{LlmSection, ServiceSection};
 pub use hatch::{Provider, Vendor};
 
@@ -169,7 +171,7 @@ struct FileConfig {
     #[serde(default)]
     kits: CapabilityBody,
     #[serde(default)]
-    egress: EgressSection,
+    egress: egress::Section,
     #[serde(default)]
     llm: LlmSection,
     #[serde(default)]
@@ -231,30 +233,6 @@ struct IdleSection {
     pause_after_secs: Option<u64>,
     suspend_after_secs: Option<u64>,
 }
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EgressSection {
-    resolvers: Option<Vec<String>>,
-}
-
-/// `203.0.113.53`, or with a port.
-fn resolver(text: &str) -> Option<SocketAddr> {
-    let port_53 = |ip: IpAddr| SocketAddr::new(ip, 53);
-    text.parse().ok().or_else(|| text.parse().ok().map(port_53))
-}
-
-/// The name servers of a `resolv.conf`.
-pub fn name_servers(resolv_conf: &str) -> Vec<SocketAddr> {
-    let words = |line: &'_ str| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next().and_then(resolver)).flatten()
-    };
-    resolv_conf.lines().filter_map(words).take(RESOLVERS_MAX).collect()
-}
-
-/// Most resolvers that are asked.
-const RESOLVERS_MAX: usize = 8;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -442,20 +420,6 @@ pub fn build(
         }
         *setting = DurationMs(seconds * 1000);
     }
-    let resolvers = match file.egress.resolvers {
-        None => host.resolvers,
-        Some(texts) => texts
-            .iter()
-            .map(|text| resolver(text))
-            .collect::<Option<Vec<_>>>()
-            .filter(|all| (1..=RESOLVERS_MAX).contains(&all.len()))
-            .ok_or_else(|| {
-                bad(
-                    "egress.resolvers",
-                    format!("must be 1 to {RESOLVERS_MAX} addresses, as in [\"203.0.113.53\"]"),
-                )
-            })?,
-    };
     Ok(Config {
         home,
         listen,
@@ -468,7 +432,7 @@ pub fn build(
         capacity,
         idle,
         kits,
-        resolvers,
+        resolvers: egress::resolvers(file.egress, host.resolvers)?,
         providers: hatch::providers(file.llm)?,
         host_services: hatch::services(file.host_services)?,
         ports,
@@ -527,21 +491,6 @@ mod tests {
         let long = format!("/{}", "x".repeat(HOME_MAX));
         assert_eq!(with(none(), &[("AEGIS_HOME", &long)], "").unwrap_err().setting, "home");
         assert_eq!(with(none(), &[("AEGIS_HOME", "rel")], "").unwrap_err().setting, "home");
-    }
-
-    #[test]
-    fn resolvers_are_the_hosts_own_or_those_that_are_named() {
-        let of = |file: &str| with(Flags::default(), &[], file).map(|c| c.resolvers);
-        assert_eq!(of("").unwrap(), host().resolvers);
-        let named = of("[egress]\nresolvers = ['203.0.113.53', '[2001:db8::1]:5353']").unwrap();
-        assert_eq!(named[0], "203.0.113.53:53".parse().unwrap());
-        assert_eq!(named[1].port(), 5353);
-        for bad in ["[]", "['dns.test']"] {
-            let file = format!("[egress]\nresolvers = {bad}");
-            assert_eq!(of(&file).unwrap_err().setting, "egress.resolvers");
-        }
-        let file = "# x\nnameserver 192.0.2.1\nsearch a\nnameserver 2001:db8::2\nnameserver x\n";
-        assert_eq!(name_servers(file).len(), 2);
     }
 
     #[test]
