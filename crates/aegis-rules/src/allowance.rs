@@ -75,12 +75,17 @@ pub fn call_back(instance: &Instance) -> Change {
 /// Records what a machine gave back when it was called with this `version`: it said how many bytes
 /// it has sent, and sends no more of its old allowance. A machine can't give back more than it was
 /// given; who was allowed something else meanwhile gives back nothing.
-pub fn give_back(instance: &Instance, version: u64, ceiling: EgressBytes) -> Option<Change> {
+pub fn give_back(instance: &Instance, version: u64, sent: EgressBytes) -> Vec<Change> {
     if instance.egress_version != version {
-        return None;
+        return Vec::new();
     }
-    let ceiling = ceiling.max(instance.usage_boot.egress).min(instance.egress_allowed);
-    allow(instance, Allowance { ceiling, last: false })
+    let ceiling = sent.max(instance.usage_boot.egress).min(instance.egress_allowed);
+    let usage = instance.usage_boot.at_least(Usage { egress: ceiling, ..Usage::default() });
+    // Also where nothing came back: the machine hears nothing older any more.
+    vec![
+        Change::InstanceUsed { id: instance.id.clone(), usage },
+        Change::EgressAllowed { id: instance.id.clone(), ceiling },
+    ]
 }
 
 /// The usage of a boot that is over. What its gateway sent last may be unknown; then all that it was
@@ -176,13 +181,11 @@ mod tests {
                         for other in others {
                             let at = self.records.iter().position(|i| i.id == other).unwrap();
                             let sent = EgressBytes(self.sent[at].0);
-                            let used = Usage { egress: sent, ..self.records[at].usage_boot };
-                            self.apply(Some(Change::InstanceUsed { id: other, usage: used }));
                             self.apply(Some(call_back(&self.records[at])));
                             let version = self.records[at].egress_version;
-                            assert_eq!(give_back(&self.records[at], version - 1, sent), None);
-                            let change = give_back(&self.records[at], version, sent);
-                            self.apply(change);
+                            assert_eq!(give_back(&self.records[at], version - 1, sent), []);
+                            let changes = give_back(&self.records[at], version, sent);
+                            changes.into_iter().for_each(|change| self.apply(Some(change)));
                         }
                         if matches!(more(&self.records, &id(n)), More::CallBack(_)) {
                             panic!("called back, and still held");
@@ -258,8 +261,12 @@ mod tests {
         let used = Usage { egress: EgressBytes(50_000), ..Usage::default() };
         world.apply(Some(Change::InstanceUsed { id: id(1), usage: used }));
         let version = world.records[1].egress_version;
-        let change = give_back(&world.records[1], version, EgressBytes(0));
-        assert_eq!(change, Some(Change::EgressAllowed { id: id(1), ceiling: EgressBytes(50_000) }));
-        assert_eq!(give_back(&world.records[1], version, EgressBytes(u64::MAX)), None);
+        let ceiling = |sent| match give_back(&world.records[1], version, EgressBytes(sent)).pop() {
+            Some(Change::EgressAllowed { ceiling, .. }) => ceiling.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ceiling(0), 50_000);
+        assert_eq!(ceiling(60_000), 60_000);
+        assert_eq!(EgressBytes(ceiling(u64::MAX)), world.records[1].egress_allowed);
     }
 }

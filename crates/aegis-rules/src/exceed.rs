@@ -13,7 +13,7 @@ use crate::guest::{self, Guest, GuestStatus};
 use crate::instance::{Instance, find};
 use crate::kill;
 use crate::refusal::Refusal;
-use crate::words::{DurationMs, Limit, Limits, OnLimit, Time, Violation};
+use crate::words::{DurationMs, Limit, Limits, OnLimit, Time, Usage, Violation};
 
 /// What is done where the invite says nothing (contracts/couch.md 2): for what is measured against a
 /// size that is enforced anyway, nothing but the event.
@@ -61,6 +61,22 @@ pub fn spent(guest: &Guest, machines: &[Instance], limit: Limit, now: Time) -> V
         _ => allowed,
     };
     passed(guest, machines, &[Violation { limit, used, allowed }], now)
+}
+
+/// Every limit that was passed, for showing: also those of which a machine wanted more when nothing was
+/// left, as what is cut at the byte is never more than the limit.
+pub fn violations(guest: &Guest, usage: &Usage, until: Time) -> Vec<Violation> {
+    let mut found = usage.violations(&guest.limits, until.since(guest.created_at));
+    let at_limit = [
+        (Limit::Egress, usage.egress.gb(), usage.egress == guest.limits.egress),
+        (Limit::Tokens, usage.tokens.0 as f64, usage.tokens == guest.limits.tokens),
+    ];
+    for (limit, used, full) in at_limit {
+        if guest.limits_exceeded && full {
+            found.push(Violation { limit, used, allowed: guest.limits.get(limit) });
+        }
+    }
+    found
 }
 
 fn stricter(a: OnLimit, b: OnLimit) -> OnLimit {

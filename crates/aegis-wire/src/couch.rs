@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 
 use crate::words::{Limit, Limits, Permissions, Share, Time, Usage};
 use aegis_rules::egress::AllowList;
+use aegis_rules::exceed;
 use aegis_rules::guest::Guest;
 use aegis_rules::invite::Invite;
 use aegis_rules::kill::Receipt;
@@ -323,7 +324,7 @@ impl GuestStatusShape {
     /// The guest as it stands now.
     pub fn new(guest: &Guest, usage: &Usage, now: Time) -> GuestStatusShape {
         let until = guest.stopped_at.unwrap_or(now);
-        let violations = usage.violations(&guest.limits, until.since(guest.created_at));
+        let violations = exceed::violations(guest, usage, until);
         GuestStatusShape {
             id: guest.id.to_string(),
             name: guest.name.to_string(),
@@ -332,7 +333,7 @@ impl GuestStatusShape {
             agent_endpoint: guest.agent_endpoint.clone(),
             resource_usage: usage.into(),
             resource_limits: (&guest.limits).into(),
-            limits_exceeded: !violations.is_empty(),
+            limits_exceeded: guest.limits_exceeded || !violations.is_empty(),
             violations: violations.iter().map(ToString::to_string).collect(),
             created_at: guest.created_at,
             expires_at: guest.expires_at,
@@ -357,11 +358,11 @@ pub struct UsageShape {
 impl UsageShape {
     /// Usage of a guest as it stands now.
     pub fn new(guest: &Guest, usage: &Usage, now: Time) -> UsageShape {
-        let violations = usage.violations(&guest.limits, now.since(guest.created_at));
+        let violations = exceed::violations(guest, usage, now);
         UsageShape {
             id: guest.id.to_string(),
             resource_usage: usage.into(),
-            limits_exceeded: !violations.is_empty(),
+            limits_exceeded: guest.limits_exceeded || !violations.is_empty(),
             violations: violations.iter().map(ToString::to_string).collect(),
         }
     }

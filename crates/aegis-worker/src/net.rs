@@ -25,10 +25,17 @@ const DENIALS_MAX: usize = 64;
 /// The gateway of one machine, and what it has to tell.
 pub struct Net {
     gateway: Gateway,
-    // Of the last word about what may be sent.
-    version: Mutex<u64>,
+    heard: Mutex<Heard>,
     told: Mutex<Told>,
     news: Notify,
+}
+
+/// The last word about what may be sent.
+#[derive(Default)]
+struct Heard {
+    version: u64,
+    // It took back: only a later one gives again.
+    trimmed: bool,
 }
 
 #[derive(Default)]
@@ -62,7 +69,7 @@ impl Net {
         let news = gateway.news().context("the gateway's news are taken")?;
         let net = Arc::new(Net {
             gateway,
-            version: Mutex::default(),
+            heard: Mutex::default(),
             told: Mutex::default(),
             news: Notify::new(),
         });
@@ -94,26 +101,26 @@ impl Net {
     pub fn set(&self, terms: &Egress) {
         self.gateway.set_resolvers(terms.resolvers.clone());
         self.gateway.set_policy(terms.policy.clone(), terms.via_door.clone());
-        let mut version = lock(&self.version);
+        let mut heard = lock(&self.heard);
         // An older word about what may be sent came late.
-        if terms.version < *version {
+        if terms.version < heard.version || (terms.version == heard.version && heard.trimmed) {
             return;
         }
-        if terms.version > *version {
+        if terms.version > heard.version {
             lock(&self.told).need = None;
         }
-        *version = terms.version;
+        *heard = Heard { version: terms.version, trimmed: false };
         self.gateway.set_allowance(terms.ceiling.0, terms.last);
     }
 
     /// Takes back what may be sent and was not; says what was sent.
     pub async fn trim(&self, version: u64) -> Result<Trimmed, RpcError> {
         {
-            let mut known = lock(&self.version);
-            if version < *known {
+            let mut heard = lock(&self.heard);
+            if version < heard.version {
                 return Err(conflict("it was allowed something else meanwhile"));
             }
-            *known = version;
+            *heard = Heard { version, trimmed: true };
         }
         let sent = self.gateway.trim().await;
         let sent = sent.ok_or_else(|| conflict("its gateway has ended"))?;

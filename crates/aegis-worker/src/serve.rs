@@ -14,7 +14,7 @@ use aegis_wire::channel::method;
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{
-    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Spare, run_dir,
+    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Sample, Spare, run_dir,
 };
 use anyhow::Context as _;
 use serde_json::Value;
@@ -401,6 +401,9 @@ async fn tell(
                 lines::write(&mut write, &Event::Usage(now)).await?;
             }
             news = shared.net.word(&mut heard) => {
+                // What it sent comes before what it needs.
+                let now = Sample { egress_bytes: Some(shared.net.sent()), ..*usage.borrow() };
+                lines::write(&mut write, &Event::Usage(now)).await?;
                 lines::write(&mut write, &Event::Egress(news)).await?;
             }
             heard = read.read(&mut ignored) => {

@@ -14,7 +14,7 @@ use aegis_rules::allowance::{self, More};
 use aegis_rules::change::Change;
 use aegis_rules::egress::{Denied, rule};
 use aegis_rules::exceed;
-use aegis_rules::instance::{Instance, Seen};
+use aegis_rules::instance::{Fact, Instance, Seen};
 use aegis_wire::words::{CpuMillis, InstanceId, Limit, OnLimit, Time};
 use aegis_wire::worker::{Egress, EgressNews};
 
@@ -142,6 +142,8 @@ impl Driver {
 
     /// Someone in the machine wants to send, and its envelope has nothing left.
     async fn spent(&mut self) -> Result<(), WriteError> {
+        // What it did send was told before; what it may not send any more is nobody's to call back.
+        self.note(Fact::Used(self.ctx().meters.get(&self.id))).await?;
         let (id, now) = (self.id.clone(), self.ctx().now());
         let touched = self
             .ctx()
@@ -215,8 +217,7 @@ async fn call_back(ctx: &Ctx, id: &InstanceId) -> Result<(), CallBackError> {
     ctx.ledger
         .write(ACTOR, move |facts| {
             let Some(instance) = facts.instance(&own)? else { return Ok((vec![], ())) };
-            let change = allowance::give_back(&instance, version, trimmed);
-            Ok((change.into_iter().collect(), ()))
+            Ok((allowance::give_back(&instance, version, trimmed), ()))
         })
         .await?;
     Ok(())
