@@ -6,6 +6,8 @@ pub mod couch;
 pub mod exec;
 pub mod instances;
 pub mod kill;
+pub mod limits;
+pub mod llm;
 pub mod logs;
 pub mod ports;
 pub mod secrets;

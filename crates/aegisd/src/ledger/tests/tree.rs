@@ -350,7 +350,7 @@ async fn every_version_before_becomes_this_one() {
         drop(Ledger::open(&path).unwrap());
         let fresh = dir.path().join("fresh.db");
         drop(Ledger::open(&fresh).unwrap());
-        let sorted = |path: &std::path::Path| {
+        let sorted = |path: &Path| {
             let mut all = tables(&Connection::open(path).unwrap());
             // Columns that were added later stand last.
             all.iter_mut().for_each(|t| {
