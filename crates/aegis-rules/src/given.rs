@@ -6,8 +6,8 @@
 //! nothing that one above it has not.
 
 use crate::capability::glob::Glob;
-use crate::egress::ServiceName;
-use crate::instance::{Instance, ancestors};
+use crate::egress::{HostName, ServiceName};
+use crate::instance::{Instance, ancestors, find};
 use crate::refusal::Refusal;
 use crate::words::{InstanceId, SecretName};
 
@@ -183,6 +183,39 @@ pub fn has_llm(family: &[Instance], id: &InstanceId) -> bool {
         && line.all(|above| above.spec.given.models.as_ref().is_none_or(|m| !m.0.is_empty()))
 }
 
+/// What of its host an instance may reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Host services.
+    pub services: Vec<ServiceName>,
+    /// Whether there is an LLM door.
+    pub llm: bool,
+    /// Hosts at which one of its placeholders stands for a secret: plain HTTP to them goes through
+    /// the hatch.
+    pub via_hatch: Vec<HostName>,
+}
+
+/// What of its host an instance may reach. `host` are the host's services, `secrets` its proxy
+/// secrets with their hosts; `family` are all records of its tree.
+pub fn reach<'a>(
+    family: &[Instance],
+    id: &InstanceId,
+    host: impl IntoIterator<Item = &'a ServiceName>,
+    has_providers: bool,
+    secrets: &[(SecretName, Vec<HostName>)],
+) -> Reach {
+    let own = find(family, id).map(|i| &i.spec.given.secrets);
+    let mut via_hatch: Vec<HostName> = secrets
+        .iter()
+        .filter(|(name, _)| own.is_some_and(|own| own.have(name)))
+        .flat_map(|(_, hosts)| hosts.iter().cloned())
+        .collect();
+    via_hatch.sort();
+    via_hatch.dedup();
+    let llm = has_providers && has_llm(family, id);
+    Reach { services: services(family, id, host), llm, via_hatch }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +297,14 @@ mod tests {
         assert!(may_use(&family, &id(2), "gpt-5-mini") && !may_use(&family, &id(2), "o3"));
         assert!(!may_use(&family, &id(9), "gpt-4") && !has_llm(&family, &id(9)));
         assert!(has_llm(&family, &id(2)));
+        let hosts: Vec<HostName> = vec!["api.example.com".parse().unwrap()];
+        let kept = [("KEY".parse().unwrap(), hosts.clone())];
+        let seen = reach(&family, &id(2), &host, true, &kept);
+        assert_eq!(seen, Reach { services: vec![service("b")], llm: true, via_hatch: vec![] });
+        assert!(!reach(&family, &id(2), &host, false, &kept).llm, "nobody is behind the door");
+        let mut named = family.clone();
+        named[2].spec.given.secrets = Secrets::Named(vec!["KEY".parse().unwrap()]);
+        assert_eq!(reach(&named, &id(2), &host, true, &kept).via_hatch, hosts);
         let none = line([give(&[], Some(&[])), give(&[], None), give(&[], None)]);
         assert!(!has_llm(&none, &id(2)) && !may_use(&none, &id(2), "gpt-4"));
     }

@@ -88,9 +88,31 @@ pub const COMMAND_BYTES_MAX: usize = 128 * 1024;
 pub const KNOCK_MAX: usize = 1024;
 /// Connections to the hatch that one machine has at a time; more wait in the backlog.
 pub const DOOR_CONNECTIONS_MAX: usize = 64;
+/// Request line and headers of a request to the hatch, bytes.
+pub const DOOR_HEAD_MAX: usize = 64 * 1024;
+/// Body of a call to the LLM door, bytes.
+pub const LLM_BODY_MAX: usize = 16 * 1024 * 1024;
+/// JSON values in it.
+pub const LLM_VALUES_MAX: usize = 256 * 1024;
+/// Bytes that the bodies of one machine's calls take at a time, parsed; others wait.
+pub const LLM_HELD_MAX: usize = 64 * 1024 * 1024;
+/// The same of all machines.
+pub const LLM_HELD_BY_ALL_MAX: usize = 256 * 1024 * 1024;
+/// A vendor's answer that comes in one piece, and one event of a stream, bytes.
+pub const LLM_ANSWER_MAX: usize = 16 * 1024 * 1024;
+/// What is passed on of a vendor's error, bytes.
+pub const LLM_ERROR_MAX: usize = 64 * 1024;
 
 /// The first line of a connection to the hatch.
 pub const KNOCK_DEADLINE: Duration = Duration::from_secs(5);
+/// Head of a request to the hatch, also on an idle connection.
+pub const DOOR_HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// A connection from the hatch to a service, a vendor or an address comes about within this.
+pub const DOOR_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Body of a call to the LLM door.
+pub const LLM_BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// A whole call, from its reservation to its end.
+pub const LLM_DEADLINE: Duration = Duration::from_secs(600);
 /// From connect to the first answer of a harness in a clone.
 pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
 /// Cold boot of a golden machine, up to its quiesced state.
@@ -128,6 +150,8 @@ const _: () = assert!(
 );
 const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
+const _: () = assert!(LLM_BODY_MAX + LLM_VALUES_MAX * 128 <= LLM_HELD_MAX, "the largest call fits");
+const _: () = assert!(LLM_HELD_MAX <= LLM_HELD_BY_ALL_MAX);
 const _: () = assert!(SECRETS_INJECTED_MAX + COMMAND_BYTES_MAX < RPC_MESSAGE_MAX);
 const _: () = assert!(SECRET_VALUE_MAX < HOST_BODY_MAX / 6, "JSON may write a byte as six");
 const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

@@ -1,18 +1,18 @@
 //! What every verb of the daemon needs: settings, keys, clock, ledger, and what runs.
 
+mod given;
+
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_rules::instance::Instance;
-use aegis_wire::egress::HostName;
-use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, SecretName, Time, Tree, Usage};
-use zeroize::Zeroizing;
+use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::keys::Keys;
-use crate::ledger::{self, Ledger};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::watch::Watch;
 
@@ -50,31 +50,10 @@ impl Ctx {
         self.config.home.join("run").join(id.as_str())
     }
 
-    /// A secret of the host, opened.
-    pub fn secret(&self, name: &SecretName) -> Result<Option<Secret>, ledger::Error> {
-        let Some(stored) = self.ledger.read(|f| f.secret(name))? else { return Ok(None) };
-        match self.keys.vault.open(name, stored.hosts.as_deref(), &stored.sealed) {
-            Some(value) => Ok(Some(Secret { value, hosts: stored.hosts })),
-            None => Err(ledger::Error::Damaged {
-                table: "secret",
-                id: name.to_string(),
-                what: "it does not open with this home's master.key".to_owned(),
-            }),
-        }
-    }
-
     /// What is kept of an instance while it has a record: its disk and its logs.
     pub fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.config.home.join("instances").join(id.as_str())
     }
-}
-
-/// A secret of the host, for whoever needs it now. It has no `Debug`.
-pub struct Secret {
-    /// The secret itself; wiped when it is dropped.
-    pub value: Zeroizing<String>,
-    /// Where its placeholder stands for it; `None` where machines get it as it is.
-    pub hosts: Option<Vec<HostName>>,
 }
 
 /// A size of machine, as far as a snapshot goes.

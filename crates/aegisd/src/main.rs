@@ -1,8 +1,8 @@
 //! `aegisd`: the host daemon. It decides and remembers; its machines outlive it.
 //!
 //! This file is the only place where all rooms meet. Tasks are a closed list: listeners and their
-//! connections, one driver per instance, one broker per machine, the ledger's writer thread, the
-//! sweeper, the follower of cascades, the signal handler here.
+//! connections, one driver per instance, one broker and one hatch per machine, the ledger's
+//! writer thread, the sweeper, the follower of cascades, the signal handler here.
 #![forbid(unsafe_code)]
 
 mod app;
@@ -11,6 +11,7 @@ mod clock;
 mod config;
 mod ctx;
 mod doors;
+mod hatch;
 mod keys;
 mod ledger;
 mod lifecycle;
@@ -35,7 +36,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, Flags, Host, LogFormat};
 use crate::ctx::{Ctx, Meters, Sizes};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Told};
 use crate::router::Router;
 
 /// The host daemon of Aegis: lends sandboxed machines with a spending limit.
@@ -153,14 +154,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::default();
     let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters, metrics });
     let router = Router::default();
+    app::llm::settle_lost(&ctx).await.context("cannot settle the calls of before")?;
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
-    let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), callers);
+    let (knockers, knocking) = mpsc::channel(hatch::MACHINES_WAITING);
+    let told = Told { broker: callers, hatch: knockers };
+    let lifecycle = Lifecycle::new(Arc::clone(&ctx), router.clone(), told);
     lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
     let follower = tokio::spawn(lifecycle.clone().follow());
     let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
     let broker = tokio::spawn(broker::run(app.clone(), calling));
+    let hatch = tokio::spawn(hatch::run(app.clone(), knocking));
     let doors = doors::open(listeners, app);
     let pid_file = data.join("aegisd.pid");
     announce(&pid_file)?;
@@ -174,7 +179,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping; machines go on");
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
-    for task in [sweeper, follower, broker] {
+    for task in [sweeper, follower, broker, hatch] {
         task.abort();
     }
     pool.close().await;

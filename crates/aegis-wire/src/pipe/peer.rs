@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::{read_frame, write_message};
 use crate::bounds::RPC_IN_FLIGHT_MAX;
 use crate::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_RATE, Message, RpcError};
+use crate::json::values;
 
 /// What this side does when the other calls.
 pub trait Handler: Send + Sync + 'static {
@@ -264,22 +265,6 @@ impl<H: Handler> Reader<H> {
             let _ = out.try_send(message);
         }
     }
-}
-
-/// How many values a JSON text holds at most: each begins the text, or follows a bracket, a colon or
-/// a comma that is in no string.
-pub(super) fn values(text: &[u8]) -> usize {
-    let (mut count, mut in_string, mut escaped) = (1, false, false);
-    for byte in text {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' | b':' | b',' if !in_string => count += 1,
-            _ => {}
-        }
-    }
-    count
 }
 
 /// A handler for a side that is never called.

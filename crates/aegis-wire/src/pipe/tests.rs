@@ -10,6 +10,7 @@ use super::session::{Ended, Pipe, SESSION_BUFFER};
 use super::{mux, read_message, write_message};
 use crate::channel::StreamHead;
 use crate::channel::rpc::{CODE_METHOD, RpcError};
+use crate::json::values;
 
 struct Echo;
 

@@ -2,11 +2,11 @@
 
 use aegis_rules::egress::{Egress, EgressAsk};
 use aegis_rules::exceed::{self, Raise};
-use aegis_rules::instance::find;
+use aegis_rules::instance::{Instance, find};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_rules::request;
+use aegis_rules::{request, tokens};
 use aegis_wire::host::{DenialShape, EgressShape};
-use aegis_wire::words::{GuestId, Tree};
+use aegis_wire::words::{GuestId, InstanceId, Limit, Tree};
 
 use super::couch::{self, Metered};
 use super::{App, Error, Host, guest_not_found};
@@ -110,4 +110,25 @@ fn denial(row: &EventRow) -> DenialShape {
         allowed: text("allowed"),
         count: text("count").parse().unwrap_or(1),
     }
+}
+
+/// A machine wanted more of this than is left. Where that is the guest's own limit, and not one that
+/// a parent set for a child, what the invite says of it follows.
+pub async fn exhausted(app: &App, instance: &Instance, limit: Limit) -> Result<(), Error> {
+    let Some(id) = instance.guest.clone() else { return Ok(()) };
+    let (own, now) = (instance.id.clone(), app.ctx.now());
+    let written = app.ctx.ledger.write("aegisd", move |facts| {
+        let Some(guest) = facts.guest(&id)? else { return Ok((vec![], vec![])) };
+        let family = facts.instances_of(&id)?;
+        let left = |id: &InstanceId| tokens::room(&family, Some(&guest), id).map(|r| r.left());
+        let root = guest.instance.as_ref().unwrap_or(&own);
+        if left(root) > left(&own) {
+            return Ok((vec![], vec![]));
+        }
+        let changes = exceed::spent(&guest, &family, limit, now);
+        Ok((changes, family.into_iter().map(|i| i.id).collect()))
+    });
+    let touched: Vec<InstanceId> = written.await?;
+    touched.iter().for_each(|id| app.lifecycle.knock(id));
+    Ok(())
 }

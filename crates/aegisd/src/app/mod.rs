@@ -8,6 +8,7 @@ pub mod exec;
 pub mod instances;
 pub mod kill;
 pub mod limits;
+pub mod llm;
 pub mod logs;
 pub mod metrics;
 pub mod ports;

@@ -231,6 +231,15 @@ impl<'a> Facts<'a> {
         self.many("SELECT * FROM instance WHERE state <> 'gone' ORDER BY id", [], rows::instance)
     }
 
+    /// Instances with LLM calls that were not settled, also those that are gone.
+    pub fn with_reserved_tokens(&self) -> Result<Vec<Instance>, Error> {
+        self.many(
+            "SELECT * FROM instance WHERE json_extract(detail, '$.tokens_reserved') > 0 ORDER BY id",
+            [],
+            rows::instance,
+        )
+    }
+
     /// What live machines hold.
     pub fn held(&self) -> Result<Held, Error> {
         let found = self

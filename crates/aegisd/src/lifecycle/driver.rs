@@ -62,6 +62,7 @@ pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>
         match driver.turn().await {
             Ok(Turn::Again) => {}
             Ok(Turn::Done) => {
+                driver.leave().await;
                 if driver.lifecycle.retire(&driver.id, &driver.knock) {
                     return;
                 }

@@ -43,21 +43,37 @@ pub struct Lifecycle {
     inner: Arc<Inner>,
 }
 
+/// Who is told of each machine that came up, or was found.
+pub struct Told {
+    /// It may call.
+    pub broker: mpsc::Sender<InstanceId>,
+    /// It may knock; and when it no longer does.
+    pub hatch: mpsc::Sender<Presence>,
+}
+
+/// That a machine is there, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It came up, or was found.
+    Came(InstanceId),
+    /// It has ended.
+    Left(InstanceId),
+}
+
 struct Inner {
     ctx: Shared,
     router: Router,
     pool: Pool,
-    /// Told of every machine that came up, or was found: it may call.
-    callers: mpsc::Sender<InstanceId>,
+    told: Told,
     drivers: Mutex<HashMap<InstanceId, Arc<Notify>>>,
 }
 
 impl Lifecycle {
-    /// A lifecycle without any driver yet. `callers` is told of each machine that may call.
-    pub fn new(ctx: Shared, router: Router, callers: mpsc::Sender<InstanceId>) -> Lifecycle {
+    /// A lifecycle without any driver yet.
+    pub fn new(ctx: Shared, router: Router, told: Told) -> Lifecycle {
         let pool = Pool::new(Arc::clone(&ctx));
         let drivers = Mutex::default();
-        Lifecycle { inner: Arc::new(Inner { ctx, router, pool, callers, drivers }) }
+        Lifecycle { inner: Arc::new(Inner { ctx, router, pool, told, drivers }) }
     }
 
     /// What everybody needs.

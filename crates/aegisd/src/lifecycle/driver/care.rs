@@ -12,7 +12,7 @@ use aegis_wire::worker::MachineState;
 use super::{ACTOR, Driver, wanted_gone};
 use crate::keys;
 use crate::ledger::WriteError;
-use crate::lifecycle::{calls, steps};
+use crate::lifecycle::{Presence, calls, steps};
 
 /// What could not be done is tried again after this.
 const RETRY_LATER: DurationMs = DurationMs(60_000);
@@ -20,16 +20,25 @@ const RETRY_LATER: DurationMs = DurationMs(60_000);
 const NEVER: Time = Time(i64::MAX);
 
 impl Driver {
-    /// Says once per machine that it may call.
+    /// Says once per machine that it may call and knock.
     pub(super) async fn announce(&mut self, seen: Seen) {
         match seen {
             Seen::Booting | Seen::Running | Seen::Frozen if self.may_call => {}
             Seen::Booting | Seen::Running | Seen::Frozen => {
                 self.may_call = true;
                 // Nobody listens while the daemon stops.
-                let _ = self.lifecycle.inner.callers.send(self.id.clone()).await;
+                let told = &self.lifecycle.inner.told;
+                let _ = told.broker.send(self.id.clone()).await;
+                let _ = told.hatch.send(Presence::Came(self.id.clone())).await;
             }
-            Seen::Nothing | Seen::Leftovers | Seen::Ended => self.may_call = false,
+            Seen::Nothing | Seen::Leftovers | Seen::Ended => self.leave().await,
+        }
+    }
+
+    /// Says once that it no longer may.
+    pub(super) async fn leave(&mut self) {
+        if std::mem::take(&mut self.may_call) {
+            let _ = self.lifecycle.inner.told.hatch.send(Presence::Left(self.id.clone())).await;
         }
     }
 

@@ -1,0 +1,162 @@
+//! One machine's socket: connections, what they begin with, and their end.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aegis_wire::bounds::{
+    DOOR_CONNECTIONS_MAX, DOOR_HEAD_DEADLINE, DOOR_HEAD_MAX, KNOCK_DEADLINE, KNOCK_MAX,
+};
+use aegis_wire::door::{self, Knock};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::forward::{self, Line};
+use super::llm;
+use super::machine::Machine;
+use crate::ctx::InUse;
+
+/// Headers of a request.
+const HEADERS_MAX: usize = 128;
+/// Out of files, say: those that are there will free some.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+
+/// Listens for a machine until this is dropped; with it go all of its connections.
+pub(super) async fn serve(machine: Arc<Machine>) {
+    let path = machine.app().ctx.run_dir(&machine.id).join(door::SOCKET);
+    let listener = match bind(&path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            // A run directory that is gone is a machine that has ended already.
+            tracing::debug!(instance = %machine.id, %error, "its hatch stays shut");
+            return;
+        }
+    };
+    let slots = Arc::new(Semaphore::new(DOOR_CONNECTIONS_MAX));
+    let mut commits = machine.app().ctx.ledger.commits();
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = next(&listener, &slots) => match accepted {
+                Ok((stream, slot)) => {
+                    let machine = Arc::clone(&machine);
+                    open.spawn(async move {
+                        connection(machine, stream).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(instance = %machine.id, %error, "a knock was not heard");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            },
+            Some(_) = open.join_next() => {}
+            changed = commits.changed(), if !open.is_empty() => {
+                if changed.is_err() {
+                    return;
+                }
+                if machine.asker().is_err() {
+                    open.abort_all();
+                }
+            }
+        }
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// The next connection; with as many as there may be, it waits in the backlog.
+async fn next(
+    listener: &UnixListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, slot))
+}
+
+async fn connection(machine: Arc<Machine>, stream: UnixStream) {
+    let mut stream = BufReader::new(stream);
+    let knock = match tokio::time::timeout(KNOCK_DEADLINE, read_knock(&mut stream)).await {
+        Ok(Ok(knock)) => knock,
+        Ok(Err(error)) => {
+            tracing::debug!(instance = %machine.id, %error, "a knock that is none");
+            return;
+        }
+        Err(_) => return,
+    };
+    if machine.asker().is_err() {
+        return;
+    }
+    // Who waits for an answer from here is not idle.
+    let _in_use = InUse::begin(&machine.app().ctx, &machine.id);
+    let served = match knock {
+        Knock::Llm => {
+            let serve = |machine, request| async move { llm::serve(machine, request).await };
+            converse(&machine, stream, serve).await
+        }
+        Knock::Service { .. } | Knock::Http { .. } => {
+            let line = Arc::new(Line::new(knock));
+            let serve = |machine, request| {
+                let line = Arc::clone(&line);
+                async move { forward::serve(machine, line, request).await }
+            };
+            let served = converse(&machine, stream, serve).await;
+            // What became of the connection when it is HTTP no more.
+            line.tunnel().await;
+            served
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(instance = %machine.id, %error, "a connection to the hatch failed");
+    }
+}
+
+async fn read_knock(from: &mut BufReader<UnixStream>) -> io::Result<Knock> {
+    let mut line = Vec::new();
+    from.take(KNOCK_MAX as u64).read_until(b'\n', &mut line).await?;
+    if line.last() != Some(&b'\n') {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    serde_json::from_slice(&line).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+async fn converse<F, A>(
+    machine: &Arc<Machine>,
+    stream: BufReader<UnixStream>,
+    serve: F,
+) -> hyper::Result<()>
+where
+    F: Fn(Arc<Machine>, Request<Incoming>) -> A,
+    A: Future<Output = hyper::Response<super::answer::Body>>,
+{
+    let service = service_fn(|request| {
+        let answer = serve(Arc::clone(machine), request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(DOOR_HEAD_DEADLINE)
+        .max_buf_size(DOOR_HEAD_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+}
