@@ -141,6 +141,7 @@ impl Driver {
             self.told.clear();
         }
         self.was = seen;
+        self.allow_again().await?;
         self.tell(&instance, seen).await;
         if seen == Seen::Running || seen == Seen::Frozen || seen == Seen::Ended {
             self.catch_up(&instance, seen).await?;
@@ -373,7 +374,7 @@ impl Driver {
     async fn wait(&mut self) -> Result<(), WriteError> {
         // A machine that stands still takes no token: nothing is due there before it wakes.
         let renew_at = self.renew_at.filter(|_| self.was == Seen::Running);
-        let next = [renew_at, self.look_at].into_iter().flatten().min();
+        let next = [renew_at, self.look_at, self.told.again_at].into_iter().flatten().min();
         let look = next.map_or(LOOK_EVERY, |at| self.ctx().clock.until(at).min(LOOK_EVERY));
         let news = tokio::select! {
             () = self.knock.notified() => {

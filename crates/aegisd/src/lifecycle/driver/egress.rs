@@ -15,7 +15,7 @@ use aegis_rules::change::Change;
 use aegis_rules::egress::{Denied, rule};
 use aegis_rules::exceed;
 use aegis_rules::instance::{Fact, Instance, Seen};
-use aegis_wire::words::{CpuMillis, InstanceId, Limit, OnLimit, Time};
+use aegis_wire::words::{CpuMillis, DurationMs, InstanceId, Limit, OnLimit, Time};
 use aegis_wire::worker::{Egress, EgressNews};
 
 use super::{ACTOR, Driver};
@@ -26,6 +26,8 @@ use crate::lifecycle::steps;
 /// Denials of one machine that are kept in an hour; more are only logged, once.
 const DENIALS_PER_HOUR: u32 = 600;
 const HOUR_MS: u64 = 3_600_000;
+/// Who was allowed something else while it was called is called again after this.
+const CALL_AGAIN: DurationMs = DurationMs(100);
 /// How much of its CPU a throttled machine keeps: one part of so many.
 const THROTTLED_PARTS: u32 = 10;
 
@@ -36,6 +38,8 @@ pub(super) struct Told {
     // Nothing was written since that could change it.
     heard: bool,
     cpu: Option<CpuMillis>,
+    /// It needs more, and others still hold what they may not need: tried again then.
+    pub(super) again_at: Option<Time>,
     hour: Option<Time>,
     denials: u32,
 }
@@ -48,7 +52,7 @@ impl Told {
 
     /// A new machine: what another was told is of no worth.
     pub(super) fn clear(&mut self) {
-        (self.terms, self.cpu, self.heard) = (None, None, false);
+        (self.terms, self.cpu, self.heard, self.again_at) = (None, None, false, None);
     }
 }
 
@@ -132,7 +136,20 @@ impl Driver {
                     "what it may send could not be called back");
             }
         }
-        self.lease(&ctx).await.map(drop)
+        if let More::CallBack(_) = self.lease(&ctx).await? {
+            self.told.again_at = Some(ctx.now().plus(CALL_AGAIN));
+        }
+        Ok(())
+    }
+
+    /// Goes on where what others hold could not be called back.
+    pub(super) async fn allow_again(&mut self) -> Result<(), WriteError> {
+        if self.told.again_at.is_some_and(|at| at <= self.ctx().now()) {
+            self.told.again_at = None;
+            self.told.stale();
+            self.allow_more().await?;
+        }
+        Ok(())
     }
 
     /// Writes what the machine may send; the next turn tells it.
