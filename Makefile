@@ -14,7 +14,10 @@ export AEGIS_TEST_PROGRAMS ?= $(abspath $(BIN))
 HOSTILE := $(TARGET)/harness/$(TRIPLE)/harness/aegis-hostile
 export AEGIS_TEST_HOSTILE  ?= $(abspath $(dir $(HOSTILE)))
 
-.PHONY: build hostile setup assets demo test mcp-clients bench fmt lint tools
+# What tests have in the image of machines that call outside.
+CLIENTS := python3-pip,bind9-dnsutils,openssl,netcat-openbsd
+
+.PHONY: build hostile setup assets demo test mcp-clients llm-clients bench fmt lint tools
 
 build: tools
 	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-worker
@@ -33,6 +36,7 @@ setup: build
 
 assets: build
 	$(BIN)/aegis --home $(AEGIS_TEST_ASSETS) setup --install --yes
+	$(BIN)/aegis --home $(AEGIS_TEST_ASSETS) setup --image clients --include $(CLIENTS)
 
 demo: build
 	packaging/demo.sh $(BIN)
@@ -40,9 +44,13 @@ demo: build
 test: assets hostile
 	packaging/test.sh --target-dir $(TARGET)
 
-# Clients that are not ours, from PyPI and npm; not part of `make test`, which needs neither.
+# Clients that are not ours, from PyPI and npm: MCP's, and the LLM vendors' own. Not part of `make
+# test`, which needs neither.
 mcp-clients: assets
 	packaging/mcp-clients.sh $(BIN) $(AEGIS_TEST_ASSETS)
+
+llm-clients: assets
+	packaging/llm-clients.sh $(BIN) $(AEGIS_TEST_ASSETS)
 
 bench: assets
 	cargo run --release --locked --target-dir $(TARGET) -p aegis-bench

@@ -5,7 +5,7 @@ use hyper::header::HeaderName;
 use serde_json::{Value, json};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const JSON: &str = "[log]\nformat = \"json\"\n";
+const JSON: &str = "[log]\nformat = \"json\"\nfilter = \"debug\"\n";
 
 /// The lines of a house's log, each of which is a JSON object with a time and a level.
 fn lines(house: &House) -> Vec<Value> {
@@ -66,7 +66,7 @@ fn every_request_has_an_id_and_no_secret_is_in_the_log() {
 
 #[test]
 fn an_id_is_the_clients_own_when_it_is_sane() {
-    let house = House::new(MANUAL);
+    let house = House::new(&format!("{MANUAL}[log]\nfilter = \"debug\"\n"));
     let asked = |id: &str| {
         let answer = house.host().with(REQUEST_ID, id).get("/v1/status");
         answer.headers[&REQUEST_ID].to_str().unwrap().to_owned()
@@ -92,6 +92,19 @@ fn what_happens_to_a_machine_bears_its_id_and_its_guests() {
     let runs = lines.iter().find(|l| l["message"] == "its machine runs").unwrap();
     assert_eq!(span(runs, "instance"), Some(instance.as_str()));
     assert_eq!(span(runs, "guest"), Some(id));
+}
+
+#[test]
+fn looks_that_went_well_are_not_in_every_log() {
+    let house = House::new(MANUAL);
+    let id = |answer: &aegis_tests::http::Answer| {
+        answer.headers[&REQUEST_ID].to_str().unwrap().to_owned()
+    };
+    let looked = id(&house.host().get("/couch/guests"));
+    let refused = id(&house.anybody().get("/couch/guests"));
+    let acted = id(&house.host().post("/couch/invites", &json!({"createdBy": "noah"})));
+    let log = house.log();
+    assert!(log.contains(&refused) && log.contains(&acted) && !log.contains(&looked), "{log}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! The tests' own outside: what other tests believe of it is shown here, from the host.
+//! The tests' own outside, and the image of machines that call there: what other tests believe of
+//! them is shown here.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use aegis_tests::house::House;
 use aegis_tests::outside::{self, Fact, Outside};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
@@ -259,4 +261,30 @@ fn several_are_there_at_once_and_nothing_stays() {
     drop(one);
     assert!(!there());
     assert_eq!(curl(&two, "http://allowed.test/", &[]).0, Some(0));
+}
+
+#[test]
+fn the_clients_image_has_what_calls_outside() {
+    let house = House::new("");
+    let body = json!({
+        "handle": "caller", "command": ["sleep", "infinity"], "image_ref": "clients",
+        "memory_mb": 256, "disk_gb": 0.3,
+    });
+    house.socket().post("/v1/instances", &body).expect(201);
+    house.until_instance("caller", "running");
+    for client in [
+        "curl --version",
+        "git --version",
+        "git ls-remote --get-url https://allowed.test/",
+        "python3 -m pip --version",
+        "python3 -c 'import ssl, socket, asyncio'",
+        "dig -v",
+        "openssl version",
+        "ip -V",
+        "command -v nc",
+        "test -s /etc/ssl/certs/ca-certificates.crt",
+    ] {
+        let ran = house.sh("caller", client);
+        assert_eq!(ran.code, Some(0), "{client}: {}", String::from_utf8_lossy(&ran.err));
+    }
 }

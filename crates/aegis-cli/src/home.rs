@@ -63,9 +63,9 @@ impl Home {
         self.0.join("kernel")
     }
 
-    /// The base image.
-    pub fn base_image(&self) -> PathBuf {
-        self.0.join("images/base")
+    /// An image.
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.0.join("images").join(name)
     }
 
     /// Says so when the home lies too deep for unix sockets.

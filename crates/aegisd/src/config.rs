@@ -89,6 +89,8 @@ pub struct Config {
     pub rate_burst: u32,
     /// How the log is written.
     pub log: LogFormat,
+    /// What is logged: a level, or levels by module.
+    pub log_filter: String,
 }
 
 /// How the log is written.
@@ -252,6 +254,7 @@ struct RateSection {
 #[serde(deny_unknown_fields)]
 struct LogSection {
     format: Option<LogFormat>,
+    filter: Option<String>,
 }
 
 /// The home directory: flag over `AEGIS_HOME` over `~/.aegis`.
@@ -385,6 +388,7 @@ pub fn build(
         Some("json") => LogFormat::Json,
         Some(other) => return Err(bad("AEGIS_LOG_FORMAT", format!("{other} is not text or json"))),
     };
+    let log_filter = var("AEGIS_LOG").or(file.log.filter).unwrap_or_else(|| "info".to_owned());
     let ports = file.ports.range.unwrap_or((20_000, 29_999));
     if ports.0 == 0 || ports.0 > ports.1 {
         return Err(bad("ports.range", "must be [first, last], both from 1 to 65535"));
@@ -440,6 +444,7 @@ pub fn build(
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
         rate_burst: file.rate_limit.burst.unwrap_or(200),
         log,
+        log_filter,
     })
 }
 
@@ -470,6 +475,19 @@ mod tests {
         assert_eq!(port(with(Flags::default(), &env, file).unwrap()), 2);
         assert_eq!(port(with(flag, &env, file).unwrap()), 3);
         assert_eq!(with(Flags::default(), &[], "").unwrap().home, Path::new("/home/x/.aegis"));
+    }
+
+    #[test]
+    fn the_log_is_set_by_env_over_file() {
+        let file = "[log]\nformat = 'json'\nfilter = 'debug'";
+        let log = |env: &[(&str, &str)], file: &str| {
+            let config = with(Flags::default(), env, file).unwrap();
+            (config.log, config.log_filter)
+        };
+        assert_eq!(log(&[], ""), (LogFormat::Text, "info".to_owned()));
+        assert_eq!(log(&[], file), (LogFormat::Json, "debug".to_owned()));
+        let env = [("AEGIS_LOG_FORMAT", "text"), ("AEGIS_LOG", "warn")];
+        assert_eq!(log(&env, file), (LogFormat::Text, "warn".to_owned()));
     }
 
     #[test]

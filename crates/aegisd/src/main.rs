@@ -72,7 +72,7 @@ fn main() -> anyhow::Result<()> {
         provisioner: args.provisioner,
     };
     let config = settings(&flags)?;
-    log(config.log);
+    log(&config)?;
     raise_file_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -82,14 +82,15 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Everything that is logged from now on goes to standard error, with the ids of what it is about.
-fn log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AEGIS_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+fn log(config: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_filter)
+        .with_context(|| format!("log.filter or AEGIS_LOG: {}", config.log_filter))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
+    match config.log {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
     }
+    Ok(())
 }
 
 fn settings(flags: &Flags) -> anyhow::Result<Config> {

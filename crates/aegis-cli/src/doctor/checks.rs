@@ -260,7 +260,7 @@ fn guest_kernel(home: &Home) -> Check {
 
 fn base_image(home: &Home) -> Check {
     const NAME: &str = "base image";
-    match image::present(home) {
+    match image::present(home, image::BASE) {
         Some(record) => Check::ok(
             NAME,
             format!(

@@ -1,10 +1,11 @@
-//! The base image: a small Debian or Ubuntu userland by mmdebstrap, as one read-only erofs file.
+//! Images, the base image first: a small Debian or Ubuntu userland by mmdebstrap, as one read-only erofs file.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 
-use aegis_wire::words::Time;
+use aegis_wire::words::{ImageRef, Time};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -17,14 +18,14 @@ use crate::home::Home;
 use crate::human;
 use crate::output::Work;
 
-/// File that says what lies in `HOME/images/base`.
+/// File that says what lies in `HOME/images/NAME`.
 pub const RECORD: &str = "image.json";
 /// The image itself.
 pub const FILE: &str = "base.erofs";
-/// Its name.
-const NAME: &str = "base";
+/// The image that machines get whose request names none.
+pub const BASE: &str = "base";
 
-/// What is in it besides the minimum.
+/// What is in every one besides the minimum.
 const PACKAGES: [&str; 6] = ["python3", "curl", "ca-certificates", "git", "procps", "iproute2"];
 /// What no machine reads.
 const LEFT_OUT: [&str; 4] =
@@ -52,7 +53,20 @@ dpkg-query --admindir=var/lib/dpkg --show --showformat='${Package} ${Version}\n'
 mkfs.erofs --quiet -U "$5" "$2" .
 "#;
 
-/// What lies in `HOME/images/base`.
+/// Which image is wanted.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// How requests call it.
+    pub name: String,
+    /// Packages that it has besides those of every image.
+    pub include: Vec<String>,
+    /// Release that it is made of; else the host's.
+    pub suite: Option<String>,
+    /// Make it anew, whatever is there.
+    pub rebuild: bool,
+}
+
+/// What lies in `HOME/images/NAME`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// How requests call it.
@@ -71,8 +85,8 @@ pub struct Record {
 
 /// Reads what lies in a home, if it is whole: size and magic fit. (Reading 200 MB at each look
 /// would be slow, and the file is only ever replaced whole.)
-pub fn present(home: &Home) -> Option<Record> {
-    let dir = home.base_image();
+pub fn present(home: &Home, name: &str) -> Option<Record> {
+    let dir = home.image(name);
     let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
     let mut file = File::open(dir.join(FILE)).ok()?;
     let whole = file.metadata().ok()?.len() == record.size && is_erofs(&mut file);
@@ -84,25 +98,35 @@ fn is_erofs(file: &mut File) -> bool {
     file.read_exact(&mut start).is_ok() && start[1024..] == EROFS_MAGIC
 }
 
-/// Makes sure that there is a base image. Says whether it is a new one.
-pub fn ensure(home: &Home, suite: Option<&str>, rebuild: bool) -> Result<(Record, bool)> {
+impl Record {
+    /// Whether all of these packages are in it.
+    fn has(&self, packages: &[String]) -> bool {
+        let name = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
+        let names: BTreeSet<String> = self.packages.iter().map(name).collect();
+        packages.iter().all(|package| names.contains(package))
+    }
+}
+
+/// Makes sure that there is such an image. Says whether it is a new one.
+pub fn ensure(home: &Home, wish: &Wish) -> Result<(Record, bool)> {
     let mut work = Work::begin("image", "looking");
-    if !rebuild && let Some(record) = present(home) {
+    let there = present(home, &wish.name).filter(|record| record.has(&wish.include));
+    if let (false, Some(record)) = (wish.rebuild, there) {
         work.done(&format!("{} is there ({})", record.name, human::bytes(record.size)));
         return Ok((record, false));
     }
-    let suite = match suite {
-        Some(suite) => suite.to_owned(),
+    let suite = match &wish.suite {
+        Some(suite) => suite.clone(),
         None => host_suite()?,
     };
     make_private(home.root())?;
-    let draft = Draft::beside(&home.base_image())?;
+    let draft = Draft::beside(&home.image(&wish.name))?;
     // Scratch goes to the temporary directory: without root its files belong to mapped users, who
     // can't reach into a home of mode 0700.
     let temp = tempfile::tempdir().map_err(|e| Failure::because("cannot make a directory", e))?;
     let epoch = epoch();
     let tar = temp.path().join("tree.tar");
-    bootstrap(&mut work, &suite, &epoch, &tar)?;
+    bootstrap(&mut work, &suite, &wish.include, &epoch, &tar)?;
     let (file, list) = (temp.path().join(FILE), temp.path().join("packages"));
     work.now("writing the image");
     assemble(&epoch, &tar, &file, &list, temp.path())?;
@@ -111,7 +135,7 @@ pub fn ensure(home: &Home, suite: Option<&str>, rebuild: bool) -> Result<(Record
     let target = draft.path().join(FILE);
     let (size, digest) = copy(&file, &target, &work)?;
     let record = Record {
-        name: NAME.into(),
+        name: wish.name.clone(),
         digest: format!("sha256:{digest}"),
         size,
         suite,
@@ -133,11 +157,18 @@ pub fn ensure(home: &Home, suite: Option<&str>, rebuild: bool) -> Result<(Record
     Ok((record, true))
 }
 
-fn bootstrap(work: &mut Work, suite: &str, epoch: &str, tar: &Path) -> Result<()> {
+fn bootstrap(
+    work: &mut Work,
+    suite: &str,
+    include: &[String],
+    epoch: &str,
+    tar: &Path,
+) -> Result<()> {
     work.now(&format!("mmdebstrap {suite}"));
     let mode = if tool::is_root() { "--mode=root" } else { "--mode=unshare" };
     let mut mmdebstrap = Tool::new("mmdebstrap", &["--variant=minbase", "--format=tar", mode])?
         .arg(format!("--include={}", PACKAGES.join(",")))
+        .args(include.iter().map(|package| format!("--include={package}")))
         .arg("--aptopt=APT::Install-Recommends \"false\"")
         .env("SOURCE_DATE_EPOCH", epoch);
     for path in LEFT_OUT {
@@ -213,6 +244,25 @@ fn epoch() -> String {
         .unwrap_or_else(|| (Timestamp::now().as_second() / DAY * DAY).to_string())
 }
 
+/// A name of an image, as requests may say it.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    match text.parse::<ImageRef>() {
+        Ok(_) if !text.contains('/') && !text.starts_with('.') => Ok(text.to_owned()),
+        _ => Err("must be the name of an image, as in base".into()),
+    }
+}
+
+/// A name of a package (Debian policy, 5.6.1): nothing else may reach the programs that install it.
+pub fn parse_package(text: &str) -> Result<String, String> {
+    let first = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+    if first && text.len() >= 2 && text.bytes().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of a package of the distribution".into())
+    }
+}
+
 fn host_suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     suite_of(&release).ok_or_else(|| {
@@ -265,6 +315,35 @@ fn sources_of(suite: &str, targets: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_in_an_image_is_seen() {
+        let packages = ["curl 7.88", "python3-pip 23.0"].map(str::to_owned).to_vec();
+        let (name, suite) = ("clients".to_owned(), "bookworm".to_owned());
+        let (digest, built_at) = (String::new(), Time(0));
+        let record = Record { name, digest, size: 0, suite, built_at, packages };
+        let has =
+            |names: &[&str]| record.has(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>());
+        assert!(has(&[]) && has(&["curl"]) && has(&["python3-pip", "curl"]));
+        assert!(!has(&["python3"]) && !has(&["curl", "git"]));
+    }
+
+    #[test]
+    fn names_of_images_and_packages() {
+        for yes in ["base", "clients", "python-3.12"] {
+            assert!(parse_name(yes).is_ok(), "{yes}");
+        }
+        for no in ["", ".", "..", ".hidden", "a/b", "../x", "a b"] {
+            assert!(parse_name(no).is_err(), "{no}");
+        }
+        for yes in ["git", "g++", "libc6", "python3-pip", "0ad"] {
+            assert!(parse_package(yes).is_ok(), "{yes}");
+        }
+        for no in ["", "x", "-y", "--include", "a,b", "Git", "a b", "a;b", "./x.deb", "?essential"]
+        {
+            assert!(parse_package(no).is_err(), "{no}");
+        }
+    }
 
     #[test]
     fn the_release_is_read() {

@@ -29,6 +29,8 @@ installed on the host, (3) a base image made with mmdebstrap. What is there alre
 Examples:
   aegis setup                       look, and ask before anything is installed
   aegis setup --install --yes       install what is missing without asking (root or sudo)
+  aegis setup --image tools --include python3-pip,bind9-dnsutils
+                                    another image beside base: machines name it
   aegis setup --rebuild             fetch the newest kernel and make a new base image
   aegis setup --kernel ./vmlinux    use a kernel of your own (ELF with PVH entry, or bzImage)")]
 pub struct SetupArgs {
@@ -38,7 +40,7 @@ pub struct SetupArgs {
     /// Do not ask before installing
     #[arg(long, short, requires = "install")]
     yes: bool,
-    /// Fetch the kernel and make the base image anew
+    /// Fetch the kernel and make the image anew
     #[arg(long)]
     rebuild: bool,
     /// A kernel of your own instead of the distribution's
@@ -47,9 +49,15 @@ pub struct SetupArgs {
     /// Modules of that kernel (searched for *.ko); without it, it must have all built in
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
-    /// Release of Debian or Ubuntu that the base image is made of [default: the host's]
+    /// Release of Debian or Ubuntu that the image is made of [default: the host's]
     #[arg(long, value_name = "NAME")]
     suite: Option<String>,
+    /// Which image is made
+    #[arg(long, value_name = "NAME", default_value = image::BASE, value_parser = image::parse_name)]
+    image: String,
+    /// More packages of the distribution for the image; it is made anew if it lacks one
+    #[arg(long, value_name = "PACKAGES", value_delimiter = ',', value_parser = image::parse_package)]
+    include: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -86,14 +94,20 @@ pub fn run(home: &Home, args: SetupArgs, format: Format) -> Result<()> {
     };
     let (record, new) = kernel::ensure(home, &source)?;
     let kernel = Part { new, record };
-    let (record, new) = image::ensure(home, args.suite.as_deref(), args.rebuild)?;
+    let wish = image::Wish {
+        name: args.image,
+        include: args.include,
+        suite: args.suite,
+        rebuild: args.rebuild,
+    };
+    let (record, new) = image::ensure(home, &wish)?;
     let image = Part { new, record };
     let report = Report { home: home.root().to_owned(), tools, kernel, image };
     format.answer(&report, || {
         fields(&[
             ("Home", report.home.display().to_string()),
             ("Kernel", report.kernel.record.version.clone()),
-            ("Base image", report.image.record.digest.clone()),
+            ("Image", format!("{} {}", report.image.record.name, report.image.record.digest)),
             ("Next", "aegis doctor, then aegis up".into()),
         ])
     })

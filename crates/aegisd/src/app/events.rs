@@ -40,7 +40,7 @@ pub struct Ask {
 pub struct Feed {
     app: App,
     kind: Option<EventKind>,
-    tree: Option<Tree>,
+    tree: Option<String>,
     /// All up to here were looked at.
     after: u64,
     /// Where to end.
@@ -55,7 +55,7 @@ pub fn open(_: Host, app: &App, ask: Ask) -> Result<Feed, Error> {
     let (tree, last) = app.ctx.ledger.read(|f| {
         let tree = match &ask.guest {
             None => None,
-            Some(id) => Some(f.guest(id)?.map(|guest| Tree::Invite(guest.invite))),
+            Some(id) => Some(f.guest(id)?.map(|guest| Tree::Invite(guest.invite).to_string())),
         };
         Ok((tree, f.last_event()?))
     })?;
@@ -82,6 +82,11 @@ impl Feed {
         self.after
     }
 
+    fn admits(&self, row: &EventRow) -> bool {
+        self.tree.as_ref().is_none_or(|tree| *tree == row.tree)
+            && self.kind.as_ref().is_none_or(|kind| kind.admits(&row.kind))
+    }
+
     /// The next event; none at the end. May be dropped while it waits.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
@@ -90,18 +95,16 @@ impl Feed {
                 if self.until.is_some_and(|until| row.seq > until) {
                     return Ok(None);
                 }
-                if self.kind.as_ref().is_none_or(|kind| kind.admits(&row.kind)) {
+                if self.admits(&row) {
                     return event(row).map(Some);
                 }
                 continue;
             }
             // Before the look: what is written after it is looked for again.
             self.commits.borrow_and_update();
-            let rows = self
-                .app
-                .ctx
-                .ledger
-                .read(|f| f.events(self.tree.as_ref(), self.after, EVENT_PAGE))?;
+            // All rows, of which those that are not asked for are looked at once: a look costs what
+            // is new, however much else happens.
+            let rows = self.app.ctx.ledger.read(|f| f.events(None, self.after, EVENT_PAGE))?;
             let waits = rows.is_empty();
             if waits && (self.until.is_some() || self.commits.changed().await.is_err()) {
                 return Ok(None);

@@ -33,7 +33,11 @@ pub(super) async fn traced(
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     let ms = begun.elapsed().as_micros() as f64 / 1000.0;
-    span.in_scope(|| tracing::info!(status, ms, "answered"));
+    span.in_scope(|| match (method, status) {
+        // Who waits for something looks often: what changed nothing is not for every log.
+        ("GET" | "HEAD", 200..400) => tracing::debug!(status, ms, "answered"),
+        _ => tracing::info!(status, ms, "answered"),
+    });
     state.app.ctx.metrics.request(method, route, status);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -59,8 +59,8 @@ impl Tally {
     pub(super) fn count(&self, written: &Written) {
         self.kills.inc_by(written.kills);
         written.kill_seconds.iter().for_each(|s| self.kill_seconds.observe(*s));
-        for (code, rule) in &written.denials {
-            self.denials.with_label_values(&[code, rule]).inc();
+        for (code, rule, count) in &written.denials {
+            self.denials.with_label_values(&[code, rule]).inc_by(*count);
         }
         self.egress.inc_by(written.egress);
         self.tokens.inc_by(written.tokens);
@@ -73,7 +73,7 @@ pub(super) struct Written {
     kills: u64,
     kill_seconds: Vec<f64>,
     /// Words of this program, never of a machine: there are few.
-    denials: Vec<(&'static str, &'static str)>,
+    denials: Vec<(&'static str, &'static str, u64)>,
     egress: u64,
     tokens: u64,
 }
@@ -87,7 +87,7 @@ impl Written {
                 self.kill_seconds.push(receipt.elapsed.seconds());
             }
             Change::GuestDenied { code, rule, .. } => {
-                self.denials.push((code.word(), rule.unwrap_or_default()));
+                self.denials.push((code.word(), rule.unwrap_or_default(), 1));
             }
             _ => {}
         }
