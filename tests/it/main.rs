@@ -12,6 +12,7 @@ mod doors;
 mod guest;
 mod host;
 mod hostile;
+mod llm;
 mod many;
 mod secrets;
 mod spares;

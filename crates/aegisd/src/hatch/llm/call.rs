@@ -135,6 +135,8 @@ async fn read(
     let said =
         body.size_hint().exact().map_or(LLM_BODY_MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
     if said > LLM_BODY_MAX {
+        // Who still sends would not see the answer.
+        let _ = tokio::time::timeout(LLM_BODY_DEADLINE, drain(body)).await;
         return Err(too_large());
     }
     let most_values = LLM_VALUES_MAX.min(said.saturating_add(1));
@@ -156,6 +158,17 @@ async fn read(
     let parsed: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Problem::new(Kind::Invalid, format!("aegis: the body is no JSON: {e}")))?;
     Ok((Draft::new(api, parsed)?, held))
+}
+
+/// Reads what nobody wants, within bounds.
+async fn drain(mut body: Incoming) {
+    let mut left = 4 * LLM_BODY_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 async fn check_model(machine: &Machine, provider: &Provider, model: &str) -> Result<(), Problem> {
