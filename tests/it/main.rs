@@ -15,6 +15,7 @@ mod hostile;
 mod llm;
 mod many;
 mod secrets;
+mod services;
 mod spares;
 mod tidy;
 mod tree;
