@@ -329,6 +329,23 @@ fn whatever_a_vendor_does_no_more_is_counted_than_was_reserved() {
     drop(stream);
     vendor.until_streaming(0);
     wait_until("it is settled", SOON, || scene.spent() >= before + 50_000);
+    // Whenever somebody leaves, nothing stays reserved.
+    let short = chat(20, true).to_string();
+    for patience in 0..40 {
+        let mut stream = UnixStream::connect(scene.house.hatch(&scene.machine)).unwrap();
+        write!(
+            stream,
+            "{{\"door\":\"llm\"}}\nPOST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{short}",
+            short.len()
+        )
+        .unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(1 + patience / 4))).unwrap();
+        let _ = stream.read(&mut [0; 1]);
+    }
+    let path = format!("/v1/instances/{}/envelope", scene.machine);
+    let drawn = || scene.house.socket().get(&path).expect(200)["spent"]["tokens"].clone();
+    wait_until("all is settled", SOON, || drawn() == json!(scene.spent()));
+
     let ends: Vec<String> = scene.calls().iter().map(|c| tree::text(c, "end").to_owned()).collect();
     for end in ["ok", "unreported", "refused", "cut", "broken", "left"] {
         assert!(ends.iter().any(|e| e == end), "{end} in {ends:?}");
