@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use aegis_wire::door::{self, Knock};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -148,6 +149,16 @@ impl House {
     /// Over TCP, as anybody.
     pub fn anybody(&self) -> Client {
         Client::tcp(self.address())
+    }
+
+    /// Through a machine's hatch.
+    pub fn knock(&self, instance: &str, knock: &Knock) -> Client {
+        Client::hatch(self.hatch(instance), knock)
+    }
+
+    /// Where a machine's hatch is.
+    pub fn hatch(&self, instance: &str) -> PathBuf {
+        self.home().join("run").join(instance).join(door::SOCKET)
     }
 
     /// The host's token.

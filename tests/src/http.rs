@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aegis_wire::door::Knock;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -11,7 +12,7 @@ use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 /// No answer takes longer: the daemon's own deadlines are shorter.
@@ -25,6 +26,8 @@ pub type Broken = Box<dyn std::error::Error + Send + Sync>;
 enum Door {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// A machine's hatch: this line is said first.
+    Hatch(PathBuf, String),
 }
 
 /// Asks one daemon, with or without a bearer token.
@@ -91,6 +94,12 @@ impl Client {
     /// Over a unix socket.
     pub fn unix(path: PathBuf) -> Client {
         Client { door: Door::Unix(path), headers: Vec::new() }
+    }
+
+    /// Through a machine's hatch, as its gateway does it.
+    pub fn hatch(path: PathBuf, knock: &Knock) -> Client {
+        let line = serde_json::to_string(knock).unwrap() + "\n";
+        Client { door: Door::Hatch(path, line), headers: Vec::new() }
     }
 
     /// The same, with one more header; replaces one of the same name.
@@ -184,6 +193,11 @@ impl Client {
         match &self.door {
             Door::Tcp(address) => exchange(TcpStream::connect(address).await?, request).await,
             Door::Unix(path) => exchange(UnixStream::connect(path).await?, request).await,
+            Door::Hatch(path, line) => {
+                let mut stream = UnixStream::connect(path).await?;
+                stream.write_all(line.as_bytes()).await?;
+                exchange(stream, request).await
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The kit of the integration tests: a [`house::House`] is a home of its own with a real daemon in
-//! it, [`http`] asks it over its sockets, [`look`] looks at the host behind its back.
+//! it, [`http`] asks it over its sockets, [`look`] looks at the host behind its back, [`vendor`] is
+//! what stands behind its LLM door.
 //!
 //! It knows the programs only from outside: flags, files, sockets, answers.
 
@@ -13,6 +14,7 @@ pub mod look;
 pub mod metrics;
 pub mod outside;
 pub mod sse;
+pub mod vendor;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -53,6 +55,7 @@ pub fn hostile() -> PathBuf {
 }
 
 /// Looks until `look` finds something; fails with `what` after `deadline`.
+#[track_caller]
 pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + deadline;
     loop {
@@ -65,6 +68,7 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut look: impl FnMut() -> Opt
 }
 
 /// Looks until `look` is true; fails with `what` after `deadline`.
+#[track_caller]
 pub fn wait_until(what: &str, deadline: Duration, mut look: impl FnMut() -> bool) {
     wait_for(what, deadline, || look().then_some(()));
 }

@@ -94,10 +94,12 @@ pub const DOOR_HEAD_MAX: usize = 64 * 1024;
 pub const LLM_BODY_MAX: usize = 16 * 1024 * 1024;
 /// JSON values in it.
 pub const LLM_VALUES_MAX: usize = 256 * 1024;
-/// Bytes that the bodies of one machine's calls take at a time, parsed; others wait.
-pub const LLM_HELD_MAX: usize = 64 * 1024 * 1024;
-/// The same of all machines.
-pub const LLM_HELD_BY_ALL_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of the bodies of one machine's calls at a time, until they are with the vendor.
+pub const LLM_HELD_MAX: usize = 32 * 1024 * 1024;
+/// The same of all machines, small ones apart.
+pub const LLM_HELD_BY_ALL_MAX: usize = 512 * 1024 * 1024;
+/// What bodies take while they are looked at, of all machines together.
+pub const LLM_PARSED_MAX: usize = 256 * 1024 * 1024;
 /// A vendor's answer that comes in one piece, and one event of a stream, bytes.
 pub const LLM_ANSWER_MAX: usize = 16 * 1024 * 1024;
 /// What is passed on of a vendor's error, bytes.
@@ -110,7 +112,7 @@ pub const DOOR_HEAD_DEADLINE: Duration = Duration::from_secs(60);
 /// A connection from the hatch to a service, a vendor or an address comes about within this.
 pub const DOOR_CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Body of a call to the LLM door.
-pub const LLM_BODY_DEADLINE: Duration = Duration::from_secs(60);
+pub const LLM_BODY_DEADLINE: Duration = Duration::from_secs(20);
 /// A whole call, from its reservation to its end.
 pub const LLM_DEADLINE: Duration = Duration::from_secs(600);
 /// From connect to the first answer of a harness in a clone.
@@ -150,8 +152,8 @@ const _: () = assert!(
 );
 const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
-const _: () = assert!(LLM_BODY_MAX + LLM_VALUES_MAX * 128 <= LLM_HELD_MAX, "the largest call fits");
-const _: () = assert!(LLM_HELD_MAX <= LLM_HELD_BY_ALL_MAX);
+const _: () = assert!(LLM_BODY_MAX <= LLM_HELD_MAX && LLM_HELD_MAX <= LLM_HELD_BY_ALL_MAX);
+const _: () = assert!(LLM_BODY_MAX + LLM_VALUES_MAX * 128 <= LLM_PARSED_MAX, "the largest fits");
 const _: () = assert!(SECRETS_INJECTED_MAX + COMMAND_BYTES_MAX < RPC_MESSAGE_MAX);
 const _: () = assert!(SECRET_VALUE_MAX < HOST_BODY_MAX / 6, "JSON may write a byte as six");
 const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

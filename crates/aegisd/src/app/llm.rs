@@ -9,7 +9,7 @@ use aegis_rules::tokens::{self, Ask, Reserved, Short};
 use aegis_wire::words::{InstanceId, LlmTokens};
 
 use super::{App, Error, instance_not_found};
-use crate::ledger::{self, WriteError};
+use crate::ledger::WriteError;
 
 /// An instance whose machine asks, as it stands now.
 pub struct Asker {
@@ -42,12 +42,25 @@ pub fn asker(app: &App, id: &InstanceId) -> Result<Asker, Error> {
     Ok(Asker { instance, family })
 }
 
+/// Whether the hatch serves an instance still; cheap, for whoever looks often.
+pub fn is_served(app: &App, id: &InstanceId) -> bool {
+    let now = app.ctx.now();
+    let served = app.ctx.ledger.read(|f| match f.instance(id)? {
+        Some(instance) => {
+            let guest = f.guest_of(&instance)?;
+            Ok(tokens::is_served(&instance, guest.as_ref(), now).is_ok())
+        }
+        None => Ok(false),
+    });
+    served.unwrap_or(false)
+}
+
 /// Why nothing was reserved.
 pub enum NotReserved {
     /// The law said no.
     Short(Short),
-    /// The ledger failed.
-    Ours(ledger::Error),
+    /// This host failed: how.
+    Ours(String),
 }
 
 /// Reserves the most that a call may cost; on disk when this returns.
@@ -77,7 +90,9 @@ pub async fn reserve(
     });
     match written.await {
         Ok(reserved) => Ok(reserved),
-        Err(WriteError::Ledger(error)) => Err(NotReserved::Ours(error)),
+        Err(WriteError::Ledger(error)) => {
+            Err(NotReserved::Ours(format!("{:#}", anyhow::Error::from(error))))
+        }
         Err(WriteError::Refused(refusal)) => {
             Err(NotReserved::Short(told.try_recv().unwrap_or(Short::Ended(refusal))))
         }

@@ -65,7 +65,7 @@ pub(super) async fn serve(machine: Arc<Machine>) {
                 if changed.is_err() {
                     return;
                 }
-                if machine.asker().is_err() {
+                if !machine.is_served() {
                     open.abort_all();
                 }
             }
@@ -102,7 +102,7 @@ async fn connection(machine: Arc<Machine>, stream: UnixStream) {
         }
         Err(_) => return,
     };
-    if machine.asker().is_err() {
+    if !machine.is_served() {
         return;
     }
     // Who waits for an answer from here is not idle.

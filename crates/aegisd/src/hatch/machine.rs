@@ -16,6 +16,8 @@ use crate::app::{self, App, tree};
 
 /// In what the bytes are counted that calls hold.
 pub(super) const HELD_UNIT: usize = 16 * 1024;
+/// Bodies up to this are nobody's trouble, bytes.
+const SMALL: usize = 64 * 1024;
 /// A call waits so long for room.
 const HELD_WAIT: Duration = Duration::from_secs(30);
 /// LLM calls per second and machine, and at once: each is two synced writes.
@@ -34,10 +36,9 @@ pub(super) struct Machine {
     held: Arc<Semaphore>,
 }
 
-/// Room for a call's body; given back when it is dropped.
+/// Room for a call; given back when it is dropped.
 pub(super) struct Held {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    _rooms: Vec<OwnedSemaphorePermit>,
 }
 
 impl Machine {
@@ -62,6 +63,11 @@ impl Machine {
         llm::asker(self.app(), &self.id)
     }
 
+    /// Whether the machine is served still.
+    pub(super) fn is_served(&self) -> bool {
+        llm::is_served(self.app(), &self.id)
+    }
+
     /// Whether one more LLM call may come now; where not, how many may.
     pub(super) fn may_call(&self) -> Result<(), String> {
         let [calls, at_once] = CALLS;
@@ -70,17 +76,20 @@ impl Machine {
             .map_err(|_| format!("{calls} calls per second and machine, {at_once} at once"))
     }
 
-    /// Waits for room for so many bytes; `None` where there is none for long.
+    /// Waits for room for a body of so many bytes; `None` where there is none for long.
     pub(super) async fn hold(&self, bytes: usize) -> Option<Held> {
-        let units = u32::try_from(bytes.div_ceil(HELD_UNIT)).ok()?;
-        let own = Arc::clone(&self.held).acquire_many_owned(units);
-        let both = async {
-            // Its own room first: a machine that waits there keeps nothing from others.
-            let _own = own.await.ok()?;
-            let _all = Arc::clone(&self.hatch.held).acquire_many_owned(units).await.ok()?;
-            Some(Held { _own, _all })
-        };
-        tokio::time::timeout(HELD_WAIT, both).await.ok().flatten()
+        // Its own room first: a machine that waits there keeps nothing from others.
+        let mut rooms = vec![room(&self.held, bytes).await?];
+        if bytes > SMALL {
+            rooms.push(room(&self.hatch.held, bytes).await?);
+        }
+        Some(Held { _rooms: rooms })
+    }
+
+    /// Waits for room for what a body that is there takes while it is looked at. Nothing that a
+    /// machine does makes that longer.
+    pub(super) async fn look(&self, bytes: usize) -> Option<Held> {
+        Some(Held { _rooms: vec![room(&self.hatch.parsed, bytes).await?] })
     }
 
     /// Keeps in the trail that something was refused; of a flood only a part.
@@ -93,4 +102,10 @@ impl Machine {
             tracing::error!(instance = %self.id, %error, "a denial was not noted");
         }
     }
+}
+
+async fn room(of: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let units = u32::try_from(bytes.div_ceil(HELD_UNIT)).ok()?;
+    let room = Arc::clone(of).acquire_many_owned(units);
+    tokio::time::timeout(HELD_WAIT, room).await.ok()?.ok()
 }

@@ -20,7 +20,7 @@ mod placeholder;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aegis_wire::bounds::LLM_HELD_BY_ALL_MAX;
+use aegis_wire::bounds::{LLM_HELD_BY_ALL_MAX, LLM_PARSED_MAX};
 use aegis_wire::words::InstanceId;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
@@ -39,12 +39,15 @@ struct Hatch {
     vendors: Vendors,
     /// Room for the bodies of LLM calls, in units of [`HELD_UNIT`].
     held: Arc<Semaphore>,
+    /// Room for what is made of them while they are looked at.
+    parsed: Arc<Semaphore>,
 }
 
 /// Serves every machine that came, until it left.
 pub async fn run(app: App, mut machines: mpsc::Receiver<Presence>) {
-    let held = Arc::new(Semaphore::new(LLM_HELD_BY_ALL_MAX / HELD_UNIT));
-    let hatch = Arc::new(Hatch { app, vendors: Vendors::new(), held });
+    let room = |bytes: usize| Arc::new(Semaphore::new(bytes / HELD_UNIT));
+    let (held, parsed) = (room(LLM_HELD_BY_ALL_MAX), room(LLM_PARSED_MAX));
+    let hatch = Arc::new(Hatch { app, vendors: Vendors::new(), held, parsed });
     let mut open: HashMap<InstanceId, Open> = HashMap::new();
     while let Some(presence) = machines.recv().await {
         match presence {

@@ -25,9 +25,8 @@ use super::stream::{self, Plan};
 use super::vendors::{Key, Lost, passed_back};
 use super::{chat, messages, responses};
 use crate::app::limits;
-use crate::app::llm::{self, NotReserved};
+use crate::app::llm::NotReserved;
 use crate::config::Provider;
-use crate::keys;
 
 /// What a parsed value takes beside its bytes.
 const BYTES_PER_VALUE: usize = 128;
@@ -41,29 +40,21 @@ pub(super) async fn call(
 ) -> Result<Response<Body>, Problem> {
     machine.may_call().map_err(too_many)?;
     let (head, body) = request.into_parts();
-    let (draft, held) = read(machine, api, &head.headers, body).await?;
+    let (draft, held, looked_at) = read(machine, api, &head.headers, body).await?;
     check_model(machine, provider, &draft.model).await?;
     let key = Key::of(machine, provider)?;
 
     let until = Instant::now() + LLM_DEADLINE;
-    let (stream, model, choices) = (draft.stream, draft.model.clone(), draft.choices);
-    let shows_usage = draft.shows_usage;
-    let id = keys::uuid().map_err(|error| ours(&error))?;
-    let reserved =
-        match llm::reserve(machine.app(), &machine.id, &id, draft.ask(provider.output)).await {
-            Ok(reserved) => reserved,
-            Err(why) => return Err(not_reserved(machine, why).await),
-        };
-    let reservation = Reservation::new(
-        machine.app(),
-        &machine.id,
-        id,
-        provider.name.as_str(),
-        &model,
-        reserved.amount,
-    );
+    let (stream, choices, shows_usage) = (draft.stream, draft.choices, draft.shows_usage);
+    let (name, ask) = (provider.name.as_str(), draft.ask(provider.output));
+    let made = Reservation::make(machine.app(), &machine.id, name, &draft.model, ask).await;
+    let (mut reservation, reserved) = match made {
+        Ok(made) => made,
+        Err(why) => return Err(not_reserved(machine, why).await),
+    };
     let bytes = draft.finish(reserved.output);
-    drop(held);
+    drop(looked_at);
+    reservation.ask();
     let vendors = &machine.hatch.vendors;
     let asked = vendors.ask(provider, &key, Method::POST, api.path(), &head.headers, bytes);
     let answer = match tokio::time::timeout_at(until, asked).await {
@@ -83,6 +74,7 @@ pub(super) async fn call(
             return Err(late());
         }
     };
+    drop(held);
     if !answer.status().is_success() {
         return refused(answer, &key, reservation).await;
     }
@@ -110,8 +102,8 @@ fn late() -> Problem {
     Problem::new(Kind::Late, "aegis: the call took too long")
 }
 
-fn ours(error: &dyn std::fmt::Display) -> Problem {
-    tracing::error!(%error, "the LLM door failed");
+fn ours(error: &str) -> Problem {
+    tracing::error!(error, "the LLM door failed");
     Problem::new(Kind::Ours, "aegis: this host failed at this call")
 }
 
@@ -126,7 +118,7 @@ async fn read(
     api: Api,
     headers: &HeaderMap,
     body: Incoming,
-) -> Result<(Draft, Held), Problem> {
+) -> Result<(Draft, Held, Held), Problem> {
     let too_large =
         || Problem::new(Kind::TooLarge, format!("aegis: a body has at most {LLM_BODY_MAX} bytes"));
     if headers.get(CONTENT_ENCODING).is_some_and(|how| how != "identity") {
@@ -135,13 +127,13 @@ async fn read(
     let said =
         body.size_hint().exact().map_or(LLM_BODY_MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
     if said > LLM_BODY_MAX {
+        // Who still sends would not see the answer.
+        let _ = tokio::time::timeout(LLM_BODY_DEADLINE, drain(body)).await;
         return Err(too_large());
     }
-    let most_values = LLM_VALUES_MAX.min(said.saturating_add(1));
-    let held = machine.hold(said + most_values * BYTES_PER_VALUE).await;
-    let held = held.ok_or_else(|| {
-        Problem::new(Kind::Busy, "aegis: too many large calls are on their way from this host")
-    })?;
+    let full =
+        || Problem::new(Kind::Busy, "aegis: too many large calls are on their way from this host");
+    let held = machine.hold(said).await.ok_or_else(full)?;
     let read = Limited::new(body, LLM_BODY_MAX).collect();
     let bytes: Bytes = match tokio::time::timeout(LLM_BODY_DEADLINE, read).await {
         Ok(Ok(read)) => read.to_bytes(),
@@ -149,13 +141,27 @@ async fn read(
         Ok(Err(_)) => return Err(Problem::field("the body", "broke off")),
         Err(_) => return Err(late()),
     };
-    if values(&bytes) > LLM_VALUES_MAX {
+    let values = values(&bytes);
+    if values > LLM_VALUES_MAX {
         let message = format!("aegis: a body has at most {LLM_VALUES_MAX} JSON values");
         return Err(Problem::new(Kind::TooLarge, message));
     }
+    let room = bytes.len() + values * BYTES_PER_VALUE;
+    let looked_at = machine.look(room).await.ok_or_else(full)?;
     let parsed: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Problem::new(Kind::Invalid, format!("aegis: the body is no JSON: {e}")))?;
-    Ok((Draft::new(api, parsed)?, held))
+    Ok((Draft::new(api, parsed)?, held, looked_at))
+}
+
+/// Reads what nobody wants, within bounds.
+async fn drain(mut body: Incoming) {
+    let mut left = 4 * LLM_BODY_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 async fn check_model(machine: &Machine, provider: &Provider, model: &str) -> Result<(), Problem> {

@@ -91,17 +91,19 @@ pub(super) fn usage(usage: &Value) -> Option<u64> {
 /// Looks at one event. Input is told at the start, output at the end; some tell both again there.
 pub(super) fn event(data: &Value, seen: &mut Seen) -> Verdict {
     let mut told = |usage: Option<&Value>| {
-        let part =
-            |name: &str| usage.and_then(|u| u.get(name)).and_then(Value::as_u64).unwrap_or(0);
-        let input = INPUT.iter().fold(0_u64, |sum, name| sum.saturating_add(part(name)));
+        let part = |name: &str| usage.and_then(|u| u.get(name)).and_then(Value::as_u64);
+        let parts = INPUT.iter().filter_map(|name| part(name));
+        let input = parts.reduce(u64::saturating_add);
         seen.told_input = seen.told_input.max(input);
         seen.told_output = seen.told_output.max(part("output_tokens"));
+        part("output_tokens").is_some()
     };
     match kind(data) {
-        "message_start" => told(data.pointer("/message/usage")),
-        "message_delta" => {
-            told(data.get("usage"));
-            seen.usage = Some(seen.told_input.saturating_add(seen.told_output));
+        "message_start" => drop(told(data.pointer("/message/usage"))),
+        // Only here it is told what was put out, and without that the rest is as good as nothing.
+        "message_delta" if told(data.get("usage")) => {
+            let both = seen.told_input.zip(seen.told_output);
+            seen.usage = both.map(|(input, output)| input.saturating_add(output));
         }
         "content_block_start" => {
             seen.output.text(data.pointer("/content_block/text").and_then(Value::as_str));

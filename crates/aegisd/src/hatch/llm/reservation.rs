@@ -1,16 +1,21 @@
 //! What was reserved for one call, until it is settled. However a call ends, it is: who drops it
-//! settles all of it.
+//! settles all of it,
+//! or nothing where the vendor was not asked.
 
 use aegis_rules::change::LlmCall;
-use aegis_rules::tokens;
+use aegis_rules::tokens::{self, Ask, Reserved};
 use aegis_wire::words::InstanceId;
 
-use crate::app::{App, llm};
+use crate::app::App;
+use crate::app::llm::{self, NotReserved};
+use crate::keys;
 
 /// An open reservation.
 pub(super) struct Reservation {
     /// Taken when it is settled.
     open: Option<Open>,
+    /// Whether the vendor may have heard of the call.
+    asked: bool,
 }
 
 struct Open {
@@ -23,23 +28,29 @@ struct Open {
 }
 
 impl Reservation {
-    pub(super) fn new(
+    /// Reserves the most that a call may cost; on disk when this returns.
+    pub(super) async fn make(
         app: &App,
         id: &InstanceId,
-        call: String,
         provider: &str,
         model: &str,
-        amount: u64,
-    ) -> Reservation {
-        let open = Open {
-            app: app.clone(),
-            id: id.clone(),
-            call,
-            provider: provider.to_owned(),
-            model: model.to_owned(),
-            amount,
-        };
-        Reservation { open: Some(open) }
+        ask: Ask,
+    ) -> Result<(Reservation, Reserved), NotReserved> {
+        let call = keys::uuid().map_err(|e| NotReserved::Ours(e.to_string()))?;
+        let (app, id) = (app.clone(), id.clone());
+        let (provider, model) = (provider.to_owned(), model.to_owned());
+        // In a task of its own: who leaves while it is written leaves nothing reserved.
+        let made = tokio::spawn(async move {
+            let reserved = llm::reserve(&app, &id, &call, ask).await?;
+            let open = Open { app, id, call, provider, model, amount: reserved.amount };
+            Ok((Reservation { open: Some(open), asked: false }, reserved))
+        });
+        made.await.unwrap_or_else(|e| Err(NotReserved::Ours(e.to_string())))
+    }
+
+    /// From now on the vendor may hear of it.
+    pub(super) fn ask(&mut self) {
+        self.asked = true;
     }
 
     /// Settles what the vendor reported; all where it reported nothing. On disk when this returns.
@@ -70,7 +81,8 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let Some(open) = self.open.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(open.settle(None, "left"));
+            let told = if self.asked { None } else { Some(0) };
+            runtime.spawn(open.settle(told, "left"));
         }
     }
 }

@@ -54,8 +54,8 @@ pub(super) struct Seen {
     /// What the vendor says at the end.
     pub(super) usage: Option<u64>,
     /// The highest that was told of input, and of output.
-    pub(super) told_input: u64,
-    pub(super) told_output: u64,
+    pub(super) told_input: Option<u64>,
+    pub(super) told_output: Option<u64>,
 }
 
 /// What becomes of an event.
