@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aegis_wire::egress::Policy;
@@ -43,6 +44,8 @@ struct Handle {
 #[derive(Default)]
 pub(crate) struct Shared {
     wanted: Mutex<Wanted>,
+    /// Something is wanted.
+    pending: AtomicBool,
     pub counters: Arc<Counters>,
 }
 
@@ -67,9 +70,14 @@ pub(crate) enum Link {
 }
 
 impl Shared {
-    /// Takes what is to become true.
-    pub fn take(&self) -> Wanted {
-        std::mem::take(&mut self.lock())
+    /// Takes what is to become true, if there is anything.
+    pub fn take(&self) -> Option<Wanted> {
+        let pending = self.pending.load(Ordering::Acquire);
+        pending.then(|| {
+            let mut wanted = self.lock();
+            self.pending.store(false, Ordering::Release);
+            std::mem::take(&mut *wanted)
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Wanted> {
@@ -107,7 +115,8 @@ impl Gateway {
     /// What the machine may reach from now on; flows that it may not have any more are reset. Plain
     /// HTTP to the hosts in `via_hatch`, at port 80, goes through the hatch.
     ///
-    /// A policy that is set before a link is plugged is in force before its first frame.
+    /// A policy is in force for every frame that is sent after this returned; one that is set before
+    /// a link is plugged, before its first frame.
     pub fn set_policy(&self, policy: Policy, via_hatch: Vec<String>) {
         self.want(|wanted| wanted.policy = Some((policy, via_hatch)));
     }
@@ -163,7 +172,11 @@ impl Gateway {
 
 impl Handle {
     fn want(&self, change: impl FnOnce(&mut Wanted)) {
-        change(&mut self.shared.lock());
+        {
+            let mut wanted = self.shared.lock();
+            change(&mut wanted);
+            self.shared.pending.store(true, Ordering::Release);
+        }
         if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "the gateway can't be woken");
         }

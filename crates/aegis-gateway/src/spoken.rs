@@ -25,8 +25,8 @@ pub(crate) enum Heard {
     Unclear(&'static str),
 }
 
-/// Listens to the first bytes; with `whole` no more will come, or be waited for.
-pub(crate) fn listen(bytes: &[u8], whole: bool) -> Heard {
+/// Listens to the first bytes, at most so many; with `whole` no more will come.
+pub(crate) fn listen(bytes: &[u8], most: usize, whole: bool) -> Heard {
     let heard = match bytes {
         [] => Heard::More,
         // A record of a handshake, of any version of TLS that there was.
@@ -35,8 +35,11 @@ pub(crate) fn listen(bytes: &[u8], whole: bool) -> Heard {
         _ => request(bytes),
     };
     match heard {
-        Heard::More if bytes.is_empty() && whole => Heard::Other,
-        Heard::More if whole || bytes.len() >= FIRST_MAX => {
+        // A line that never ended asks nobody for anything.
+        Heard::More if whole && bytes.first() != Some(&0x16) && !bytes.contains(&b'\n') => {
+            Heard::Other
+        }
+        Heard::More if whole || bytes.len() >= most => {
             Heard::Unclear(if bytes[0] == 0x16 { rule::SNI } else { rule::HOST })
         }
         heard => heard,
@@ -174,6 +177,10 @@ mod tests {
 
     use super::*;
 
+    fn listen(bytes: &[u8], whole: bool) -> Heard {
+        super::listen(bytes, FIRST_MAX, whole)
+    }
+
     fn names(rule: &'static str, names: &[&str]) -> Heard {
         Heard::Names(rule, names.iter().map(|name| name.parse().unwrap()).collect())
     }
@@ -297,7 +304,10 @@ mod tests {
         }
         let long = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX: {}", "y".repeat(FIRST_MAX));
         assert_eq!(listen(long.as_bytes(), false), Heard::Unclear(rule::HOST));
-        assert_eq!(listen(b"GET /", true), Heard::Unclear(rule::HOST));
+        let cut = b"GET / HTTP/1.1\r\nHost: a.exam";
+        assert_eq!(listen(cut, true), Heard::Unclear(rule::HOST));
+        let line = format!("GET /{}", "y".repeat(FIRST_MAX));
+        assert_eq!(listen(line.as_bytes(), false), Heard::Unclear(rule::HOST));
     }
 
     #[test]
@@ -316,6 +326,8 @@ mod tests {
         }
         assert_eq!(listen(b"", false), Heard::More);
         assert_eq!(listen(b"", true), Heard::Other);
+        assert_eq!(listen(b"two words", false), Heard::More);
+        assert_eq!(listen(b"two words", true), Heard::Other);
     }
 
     proptest! {

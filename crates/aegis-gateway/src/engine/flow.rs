@@ -295,7 +295,7 @@ fn hold(
 ) -> Result<bool, Broken> {
     let room = socket.recv_capacity().min(FIRST_MAX);
     let first = if socket.can_recv() { socket.peek(FIRST_MAX).unwrap_or_default() } else { &[] };
-    let heard = listen(first, ended || first.len() >= room);
+    let heard = listen(first, room, ended);
     let denied = match heard {
         Heard::More => return Ok(true),
         Heard::Other if outside.via_hatch && !first.is_empty() => {

@@ -101,9 +101,13 @@ pub(crate) struct Engine {
     pub dns: dns::Dns,
     /// Nothing goes any more, for good.
     pub is_cut: bool,
+    /// The owner has let go.
+    is_ended: bool,
     pub now: Instant,
     started: Instant,
     card: Option<Card>,
+    /// What came over an earlier link is void.
+    is_other_link: bool,
     incoming: Incoming,
     pub outgoing: Outgoing,
     interface: Interface,
@@ -151,9 +155,11 @@ impl Engine {
             doors: Doors::default(),
             own: OwnAddresses::default(),
             is_cut: false,
+            is_ended: false,
             now,
             started: now,
             card: None,
+            is_other_link: false,
             incoming: Incoming::new(),
             outgoing,
             interface,
@@ -191,13 +197,7 @@ impl Engine {
             self.now = Instant::now();
             for event in &events {
                 match event.token() {
-                    OWNER => {
-                        let wanted = self.shared.take();
-                        if wanted.end {
-                            return;
-                        }
-                        self.become_true(wanted);
-                    }
+                    OWNER => drop(self.obey()),
                     LINK => {
                         if let Some(card) = &mut self.card {
                             card.readable |= event.is_readable() || event.is_read_closed();
@@ -208,6 +208,9 @@ impl Engine {
                 }
             }
             self.receive();
+            if self.is_ended {
+                return;
+            }
             self.take_turns();
             self.feed_starved();
             while let Some(who) = self.timers.due(self.now) {
@@ -250,7 +253,16 @@ impl Engine {
         }
     }
 
-    /// Does what the owner wants; a policy is in force before the link that comes with it.
+    /// Does what the owner wants, if there is anything; true if the link is another one then.
+    fn obey(&mut self) -> bool {
+        let Some(wanted) = self.shared.take() else { return false };
+        self.is_ended |= wanted.end;
+        let link = wanted.link.is_some();
+        self.become_true(wanted);
+        link
+    }
+
+    /// Makes it true; a policy is in force before the link that comes with it.
     fn become_true(&mut self, wanted: Wanted) {
         if wanted.cut && !self.is_cut {
             self.is_cut = true;
@@ -333,7 +345,7 @@ impl Engine {
         }
         self.drop_datagrams(|_| true);
         self.drop_queries();
-        self.incoming.clear();
+        self.is_other_link = true;
         self.outgoing.clear();
     }
 
@@ -341,6 +353,7 @@ impl Engine {
     fn receive(&mut self) {
         // Borrowed out of the engine, so that a frame is looked at where it lies.
         let mut incoming = std::mem::replace(&mut self.incoming, Incoming::none());
+        self.void_earlier(&mut incoming);
         for _ in 0..READS {
             let Some(card) = self.card.as_mut().filter(|card| card.readable) else { break };
             match incoming.read(&card.fd) {
@@ -360,6 +373,10 @@ impl Engine {
                     break;
                 }
             }
+            // What was wanted before a frame was sent is true before it is looked at.
+            if self.obey() {
+                break;
+            }
             loop {
                 match incoming.frame() {
                     Ok(Some(frame)) => self.frame(frame),
@@ -372,9 +389,13 @@ impl Engine {
                 }
             }
         }
+        self.void_earlier(&mut incoming);
         self.incoming = incoming;
-        if self.card.is_none() {
-            self.incoming.clear();
+    }
+
+    fn void_earlier(&mut self, incoming: &mut Incoming) {
+        if std::mem::take(&mut self.is_other_link) {
+            incoming.clear();
         }
     }
 

@@ -3,5 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod doors;
 mod flows;
+mod hostile;
+mod metering;
+mod names;
+mod policy;
 mod support;

@@ -207,15 +207,6 @@ impl World {
             }
         }
     }
-
-    /// Waits until the counts are so.
-    pub fn until(&self, what: &str, is_so: impl Fn(Counts) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so(self.counts()) {
-            assert!(Instant::now() < deadline, "never {what}: {:?}", self.counts());
-            std::thread::yield_now();
-        }
-    }
 }
 
 /// A policy with internet and these lists.
@@ -233,10 +224,30 @@ pub fn read_all(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     stream.read_to_end(&mut bytes).map(|_| bytes)
 }
 
-/// Whether an address answers an echo from inside.
-pub fn echoes(world: &World, to: IpAddr) -> bool {
-    let ping = format!("ping -c 1 -W 5 {to}");
-    world.guest.run(|| Command::new("sh").args(["-c", &ping]).output().unwrap().status.success())
+/// What comes back for an echo from inside: `None` if it can't be reached.
+pub fn echo(world: &World, to: IpAddr, data: &[u8]) -> Option<Vec<u8>> {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    let (family, protocol, kind) = match to {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128),
+    };
+    // The kernel fills in checksum and identity.
+    let socket = world.guest.run(|| {
+        std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
+        socket(family, SocketType::DGRAM, Some(protocol)).unwrap()
+    });
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.connect(SocketAddr::new(to, 0)).unwrap();
+    let mut packet = vec![kind, 0, 0, 0, 0, 0, 0, 1];
+    packet.extend(data);
+    socket.send(&packet).unwrap();
+    let mut answer = [0; 2048];
+    match socket.recv(&mut answer) {
+        Ok(length) => Some(answer[8..length].to_vec()),
+        Err(e) if e.kind() == std::io::ErrorKind::HostUnreachable => None,
+        Err(e) => panic!("{to}: {e}"),
+    }
 }
 
 /// Passes frames between a tap device and the gateway's link.
