@@ -4,6 +4,7 @@
 use aegis_rules::change::Change;
 use aegis_rules::guest::{Guest, GuestStatus};
 use aegis_rules::instance::Instance;
+use aegis_rules::refusal::Code;
 use aegis_wire::words::Usage;
 use prometheus::core::Collector as _;
 use prometheus::proto::MetricFamily;
@@ -88,6 +89,9 @@ impl Written {
             }
             Change::GuestDenied { code, rule, .. } => {
                 self.denials.push((code.word(), rule.unwrap_or_default(), 1));
+            }
+            Change::EgressDenied { denied, count, .. } => {
+                self.denials.push((Code::CapabilityDenied.word(), denied.rule, *count));
             }
             _ => {}
         }
