@@ -380,6 +380,9 @@ pub struct Sample {
     /// Bytes that it sent outside; unknown where nobody could look any more.
     #[serde(default)]
     pub egress_bytes: Option<EgressBytes>,
+    /// Bytes that came in from outside.
+    #[serde(default)]
+    pub ingress_bytes: u64,
     /// Since the clone started, without frozen time, milliseconds.
     pub uptime_ms: u64,
 }

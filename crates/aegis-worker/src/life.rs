@@ -152,8 +152,9 @@ impl Books {
     /// Measures.
     pub fn sample(&self) -> Sample {
         let record = self.record();
-        let egress_bytes = Some(self.net.sent());
-        Sample { egress_bytes, ..lock(&self.meter).sample(&record) }
+        let (sent, received) = self.net.carried();
+        let sample = lock(&self.meter).sample(&record);
+        Sample { egress_bytes: Some(sent), ingress_bytes: received, ..sample }
     }
 
     /// Writes how it ended.

@@ -45,6 +45,7 @@ impl Meter {
             uptime_ms: self.last.uptime_ms.max(uptime_ms),
             // The gateway counts that.
             egress_bytes: None,
+            ingress_bytes: 0,
         };
         self.last
     }
@@ -58,6 +59,7 @@ pub fn greater(a: Sample, b: Sample) -> Sample {
         disk_bytes: a.disk_bytes.max(b.disk_bytes),
         uptime_ms: a.uptime_ms.max(b.uptime_ms),
         egress_bytes: a.egress_bytes.max(b.egress_bytes),
+        ingress_bytes: a.ingress_bytes.max(b.ingress_bytes),
     }
 }
 

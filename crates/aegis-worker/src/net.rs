@@ -132,6 +132,12 @@ impl Net {
         EgressBytes(self.gateway.counts().egress_bytes)
     }
 
+    /// Payload bytes that were sent outside, and that came from there.
+    pub fn carried(&self) -> (EgressBytes, u64) {
+        let counts = self.gateway.counts();
+        (EgressBytes(counts.egress_bytes), counts.ingress_bytes)
+    }
+
     /// The next word for aegisd; `heard` is the number of the last need that this listener was told,
     /// 0 at first. Cancel-safe.
     pub async fn word(&self, heard: &mut u64) -> EgressNews {

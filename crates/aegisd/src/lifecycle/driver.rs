@@ -388,7 +388,7 @@ impl Driver {
             News::Event(Event::Usage(sample)) => {
                 let usage = steps::usage(&sample);
                 self.ctx().meters.note(&self.id, usage);
-                self.use_of.sample(&self.lifecycle, &self.id, &usage);
+                self.use_of.sample(&self.lifecycle, &self.id, &sample);
                 let now = self.ctx().now();
                 if now.since(self.usage_written).0 >= USAGE_WRITTEN_EVERY_MS
                     || self.passes_limit()?
