@@ -14,6 +14,7 @@ mod events;
 mod guest;
 mod host;
 mod hostile;
+mod inside;
 mod llm;
 mod logs;
 mod many;
