@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::peer::{CallError, Handler, NoCalls, Peer, values};
+use super::peer::{CallError, Handler, NoCalls, Peer};
 use super::session::{Ended, Pipe, SESSION_BUFFER};
 use super::{mux, read_message, write_message};
 use crate::channel::StreamHead;
