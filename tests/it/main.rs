@@ -4,6 +4,7 @@
 // Tests fail where they stand.
 #![allow(clippy::unwrap_used)]
 
+mod budget;
 mod channel;
 mod cli;
 mod couch;

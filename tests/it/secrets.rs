@@ -1,6 +1,8 @@
 //! Secrets of the host: kept sealed, listed by name, given by name (contracts/aegis.md 1).
 
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use aegis_tests::house::{House, MANUAL};
 use serde_json::{Value, json};
@@ -188,4 +190,48 @@ fn a_machine_gets_what_it_names_at_its_start() {
         nowhere_below(&house.home().join(directory), VALUE);
     }
     assert!(!house.log().contains(VALUE));
+}
+
+#[test]
+fn the_command_line_keeps_secrets_and_shows_none() {
+    let house = House::new(MANUAL);
+    let aegis = |args: &[&str], stdin: &str| {
+        let mut command = Command::new(aegis_tests::programs().join("aegis"));
+        command.env_clear().env("AEGIS_HOME", house.home()).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(!out.contains(VALUE) && !err.contains(VALUE), "{args:?}: {out}{err}");
+        (output.status.code(), out, err)
+    };
+    let (code, out, _) = aegis(&["secret", "set", "PLAIN"], &format!("{VALUE}\n"));
+    assert_eq!((code, out.as_str()), (Some(0), "Secret kept: PLAIN\n"));
+    let proxy = ["secret", "set", "PROXY", "--proxy", "--host", "a.example", "--json"];
+    let (code, out, _) = aegis(&proxy, VALUE);
+    assert_eq!(code, Some(0));
+    let kept: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&kept["proxy"], &kept["hosts"]), (&json!(true), &json!(["a.example"])));
+    let (_, out, _) = aegis(&["secret", "list"], "");
+    assert!(out.contains("PLAIN") && out.contains("a placeholder for a.example"), "{out}");
+    let (_, out, _) = aegis(&["secret", "list", "--json"], "");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["secrets"][0]["name"], "PLAIN");
+    for (args, code, word) in [
+        (&["secret", "set", "lower"][..], 1, "A-Z"),
+        (&["secret", "set", "PLAIN", VALUE], 2, "unexpected argument"),
+        (&["secret", "set", "PLAIN", "--proxy"], 2, "--host"),
+        (&["secret", "delete", "NONE"], 1, "no secret NONE"),
+    ] {
+        // A value on the command line is the shell's to forget, and clap says it again.
+        let args: Vec<&str> = args.iter().map(|a| if *a == VALUE { "other" } else { a }).collect();
+        let (got, _, err) = aegis(&args, VALUE);
+        assert_eq!(got, Some(code), "{args:?}: {err}");
+        assert!(err.contains(word), "{args:?}: {err}");
+    }
+    let (code, out, _) = aegis(&["secret", "delete", "PLAIN"], "");
+    assert_eq!((code, out.as_str()), (Some(0), "deleted\n"));
+    let (_, out, err) = aegis(&["instance", "start", "--secret", "GONE", "--", "true"], "");
+    assert!(err.contains("GONE"), "{out}{err}");
 }

@@ -124,3 +124,57 @@ pub(super) fn services(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROVIDER: &str =
+        "kind = 'openai'\nbase_url = 'http://127.0.0.1:1/v1/'\nmodels = ['gpt-*']";
+
+    fn read(name: &str, section: &str) -> Result<Vec<Provider>, BadConfig> {
+        let text = format!("[providers.{name}]\n{section}");
+        providers(toml::from_str(&text).map_err(|e| bad("aegis.toml", e))?)
+    }
+
+    #[test]
+    fn a_provider_is_read() {
+        let local = read("local", PROVIDER).unwrap().remove(0);
+        assert_eq!((local.name.as_str(), local.vendor), ("local", Vendor::OpenAi));
+        assert_eq!((local.base_url.as_str(), &local.secret), ("http://127.0.0.1:1/v1", &None));
+        assert!(local.models.admit("gpt-5") && !local.models.admit("o3"));
+        let anthropic = "kind = 'anthropic'\nbase_url = 'https://x/v1'\nmodels = []\nsecret = 'K'";
+        let anthropic = read("a", anthropic).unwrap().remove(0);
+        assert_eq!(anthropic.base_url, "https://x");
+        assert!(!anthropic.models.admit("claude"), "an empty list allows nothing");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (name, change, setting) in [
+            ("v1", "", "llm.providers.v1"),
+            ("Up", "", "llm.providers.Up"),
+            ("x", "secret = 'lower'", "llm.providers.x.secret"),
+            ("x", "default_output_tokens = 0", "llm.providers.x.default_output_tokens"),
+            ("x", "key = 'sk'", "aegis.toml"),
+        ] {
+            let wrong = read(name, &format!("{PROVIDER}\n{change}")).unwrap_err();
+            assert_eq!(wrong.setting, setting, "{change}");
+        }
+        for url in ["ftp://x", "https://key@x", "https://x?key=1", "x", ""] {
+            let section = format!("kind = 'openai'\nbase_url = '{url}'\nmodels = []");
+            let wrong = read("x", &section).unwrap_err();
+            assert_eq!(wrong.setting, "llm.providers.x.base_url", "{url}");
+        }
+        assert!(read("x", "kind = 'openai'\nbase_url = 'http://x'").is_err(), "models are named");
+    }
+
+    #[test]
+    fn services_have_labels_and_addresses() {
+        let read = |text: &str| services(toml::from_str(text).map_err(|e| bad("aegis.toml", e))?);
+        assert_eq!(read("[web]\naddr = '[::1]:1'").unwrap().len(), 1);
+        for wrong in ["[UP]\naddr = '1.2.3.4:1'", "[x]\naddr = 'here'", "[x]\naddr = 'host:1'"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+}
