@@ -1,11 +1,8 @@
 //! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
 //! holds no policy: what a fact means is for the rules.
 
-use std::collections::BTreeSet;
-
 use aegis_rules::allowance::{self, More};
 use aegis_rules::egress::policy;
-use aegis_rules::given;
 use aegis_rules::instance::{Fact, Instance, Spec, find};
 use aegis_wire::bounds::{
     GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
@@ -130,20 +127,14 @@ pub(super) fn egress(ctx: &Ctx, instance: &Instance) -> Result<Egress, ledger::E
     ctx.ledger.read(|facts| {
         let family = facts.family(&instance.tree)?;
         let own = find(&family, &instance.id).unwrap_or(instance);
-        let config = &ctx.config;
-        let services = given::services(&family, &instance.id, config.host_services.keys());
-        let llm = !config.providers.is_empty() && given::has_llm(&family, &instance.id);
-        // Where a placeholder may become its secret, the request has to pass the hatch.
-        let secrets = facts.secrets()?.into_iter();
-        let mine = secrets.filter(|s| own.spec.given.secrets.have(&s.name));
-        let hosts = mine.filter_map(|s| s.hosts).flatten();
-        let via_door: BTreeSet<String> = hosts.map(|h| h.to_string()).collect();
+        let reach = ctx.reach(facts, &family, &instance.id)?;
+        let via_door = reach.via_hatch.iter().map(ToString::to_string).collect();
         Ok(Egress {
-            policy: policy(&family, &instance.id, services, llm),
+            policy: policy(&family, &instance.id, reach.services, reach.llm),
             ceiling: own.egress_allowed,
             last: matches!(allowance::more(&family, &instance.id), More::Spent(_)),
             version: own.egress_version,
-            via_door: via_door.into_iter().collect(),
+            via_door,
             resolvers: ctx.config.resolvers.clone(),
         })
     })

@@ -105,9 +105,11 @@ pub(super) fn usage(usage: &Value) -> Option<u64> {
 pub(super) fn event(data: &Value, seen: &mut Seen, shows_usage: bool) -> Verdict {
     let choices = data.get("choices").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     for delta in choices.iter().filter_map(|choice| choice.get("delta")) {
-        for name in ["content", "refusal", "reasoning_content", "reasoning"] {
-            seen.output.text(delta.get(name).and_then(Value::as_str));
-        }
+        let text = |name: &str| delta.get(name).and_then(Value::as_str);
+        seen.output.text(text("content"));
+        seen.output.text(text("refusal"));
+        // Thoughts have two names; some say them under both.
+        seen.output.text(text("reasoning_content").or(text("reasoning")));
         let calls = delta.get("tool_calls").and_then(Value::as_array);
         for call in calls.into_iter().flatten() {
             for path in ["/function/name", "/function/arguments", "/custom/input"] {

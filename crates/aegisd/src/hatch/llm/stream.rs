@@ -17,13 +17,17 @@ use super::{chat, messages, responses};
 
 /// A token stands for more text than this nearly nowhere: longer runs are blanks and lines.
 const BYTES_PER_TOKEN: u64 = 8;
+/// Pieces that are shorter than this together are no token each: some stream letter by letter.
+const BYTES_PER_PIECE: u64 = 3;
 
-/// Counts output by what is seen of it: no piece that holds text is less than one token, and no token
-/// is much longer than [`BYTES_PER_TOKEN`]. It stays below the truth, but for a few blanks.
+/// Counts output by what is seen of it: a piece is a token or more, but for very short ones, and no
+/// token is much longer than [`BYTES_PER_TOKEN`]. So it stays near the truth, and mostly below it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Output {
     pieces: u64,
     bytes: u64,
+    /// Pieces of something else than text.
+    others: u64,
 }
 
 impl Output {
@@ -37,12 +41,13 @@ impl Output {
 
     /// A piece of something else.
     pub(super) fn piece(&mut self) {
-        self.pieces += 1;
+        self.others += 1;
     }
 
     /// Tokens at the least.
     pub(super) fn tokens(self) -> u64 {
-        self.pieces.max(self.bytes.div_ceil(BYTES_PER_TOKEN))
+        let pieces = self.pieces.min(self.bytes.div_ceil(BYTES_PER_PIECE));
+        self.others + pieces.max(self.bytes.div_ceil(BYTES_PER_TOKEN))
     }
 }
 

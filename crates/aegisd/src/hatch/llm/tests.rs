@@ -1,5 +1,6 @@
 //! What calls are judged to be, and what is seen of their answers.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::draft::{Api, Draft};
@@ -183,15 +184,19 @@ fn output_is_never_counted_far_above_the_truth() {
     assert_eq!(output.tokens(), 10, "a piece is a token");
     output.text(Some(&"x".repeat(800)));
     assert_eq!(output.tokens(), 105, "a long piece is many");
+    let mut letters = Output::default();
+    (0..300).for_each(|_| letters.text(Some("x")));
+    assert_eq!(letters.tokens(), 100, "a letter is less than a token");
 }
 
 #[test]
 fn streams_are_understood() {
     let mut seen = Seen::default();
-    let delta = json!({"choices": [{"delta": {"content": "ab", "tool_calls": [
-        {"function": {"name": "f", "arguments": "{}"}}]}}], "usage": null});
+    let delta = json!({"choices": [{"delta": {"content": "some", "tool_calls": [
+        {"function": {"name": "fetch", "arguments": "{}"}}], "reasoning": "so",
+        "reasoning_content": "so"}}], "usage": null});
     assert_eq!(chat::event(&delta, &mut seen, false), Verdict::Pass);
-    assert_eq!(seen.output.tokens(), 3);
+    assert_eq!(seen.output.tokens(), 4);
     let last = json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}});
     assert_eq!(chat::event(&last, &mut seen, false), Verdict::Hide);
     assert_eq!(chat::event(&last, &mut seen, true), Verdict::Pass);
@@ -273,4 +278,92 @@ fn paths_find_their_provider() {
         assert_eq!(find(method, path), Err((vendor, Kind::NoRoute)), "{path}");
     }
     assert!(route(&[], &Method::GET, "/v1/models").is_err());
+}
+
+/// JSON as somebody writes it who knows which names matter.
+fn any_json() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "model",
+        "messages",
+        "input",
+        "content",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "tools",
+        "n",
+        "stream",
+        "max_tokens",
+        "max_output_tokens",
+        "stream_options",
+        "include_usage",
+        "source",
+        "function",
+        "tool_result",
+        "data:x",
+        "http://x",
+        "message",
+        "base64",
+        "image",
+        "system",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(5, 48, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((word.clone(), inner), 0..6).prop_map(|pairs| {
+                pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+            }),
+        ]
+    })
+}
+
+proptest! {
+    /// What goes on is an object with the limit, which is judged as what came was.
+    #[test]
+    fn what_goes_on_is_what_was_judged(more in any_json(), output in 1..u64::MAX) {
+        for (api, limit) in [
+            (Api::Chat, "max_completion_tokens"),
+            (Api::Responses, "max_output_tokens"),
+            (Api::Messages, "max_tokens"),
+        ] {
+            // Whatever it is, it is judged.
+            let _ = draft(api, more.clone());
+            let mut body = more.clone();
+            if !body.is_object() {
+                body = json!({"content": body});
+            }
+            body["model"] = "gpt-5".into();
+            let Ok(judged) = draft(api, body) else { continue };
+            let (images, tools, choices) = (judged.images, judged.tools, judged.choices);
+            let went: Value = serde_json::from_slice(&judged.finish(output)).unwrap();
+            prop_assert!(went[limit] == output || went["max_tokens"] == output);
+            let again = draft(api, went).unwrap();
+            prop_assert_eq!(again.output, Some(output));
+            prop_assert_eq!((again.images, again.tools, again.choices), (images, tools, choices));
+        }
+    }
+
+    /// No bytes of a vendor are lost, doubled or held for ever.
+    #[test]
+    fn events_hold_all_bytes(bytes in "[ad:\\r\\n]{0,200}", size in 1..20_usize) {
+        let mut events = sse::Events::default();
+        let mut all = Vec::new();
+        for piece in bytes.as_bytes().chunks(size) {
+            events.push(piece);
+            while let Some(event) = events.next() {
+                prop_assert!(event.raw.ends_with(b"\n"));
+                all.extend_from_slice(&event.raw);
+            }
+        }
+        all.extend_from_slice(&events.rest());
+        prop_assert_eq!(all, bytes.as_bytes());
+    }
 }
