@@ -94,10 +94,24 @@ pub fn drawn(family: &[Instance], id: &InstanceId) -> Draw {
     subtree(family, id).into_iter().fold(Draw::default(), |sum, i| sum.and(Draw::of(i)))
 }
 
-/// What is drawn, and the time since the instance was made, as limits are shown.
+/// What is held and was spent, and the time since the instance was made, as limits are shown: bytes
+/// that may be sent and were not are not spent.
 pub fn spent(family: &[Instance], id: &InstanceId, now: Time) -> Limits {
     let age = find(family, id).map_or(DurationMs(0), |i| now.since(i.created_at));
-    drawn(family, id).shown(age)
+    drawn(&unleased(family), id).shown(age)
+}
+
+/// What is left for the subtree of an instance to hold and spend, for showing: what it may send
+/// already is still to be spent.
+pub fn room(family: &[Instance], id: &InstanceId, now: Time) -> Limits {
+    left(&unleased(family), id, now)
+}
+
+/// The same records, of which none may send more than it has.
+fn unleased(family: &[Instance]) -> Vec<Instance> {
+    let mut family = family.to_vec();
+    family.iter_mut().for_each(|i| i.egress_allowed = i.usage_boot.egress);
+    family
 }
 
 /// What one envelope has left by itself.

@@ -343,7 +343,7 @@ pub fn room(family: &[Instance], of: &Instance, now: Time) -> EnvelopeShape {
     EnvelopeShape {
         limit: LimitsShape::of(&of.envelope),
         spent: LimitsShape::of(&envelope::spent(family, &of.id, now)),
-        left: LimitsShape::of(&envelope::left(family, &of.id, now)),
+        left: LimitsShape::of(&envelope::room(family, &of.id, now)),
     }
 }
 
