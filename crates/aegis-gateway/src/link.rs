@@ -37,7 +37,10 @@ pub(crate) struct Incoming {
 /// What one read brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Read {
-    Some,
+    /// Bytes, and there may be more.
+    More,
+    /// All that there was.
+    All,
     Nothing,
     End,
 }
@@ -69,7 +72,9 @@ impl Incoming {
                 Ok(0) => Ok(Read::End),
                 Ok(bytes) => {
                     self.end += bytes;
-                    Ok(Read::Some)
+                    // The kernel stops short only where nothing is left.
+                    let all = self.end < self.buffer.len();
+                    Ok(if all { Read::All } else { Read::More })
                 }
                 Err(rustix::io::Errno::AGAIN) => Ok(Read::Nothing),
                 Err(rustix::io::Errno::INTR) => continue,
@@ -251,7 +256,7 @@ mod tests {
         let mut found = Vec::new();
         for part in stream.chunks(7) {
             rustix::io::write(&theirs, part).unwrap();
-            assert_eq!(incoming.read(&ours).unwrap(), Read::Some);
+            assert_eq!(incoming.read(&ours).unwrap(), Read::All);
             while let Some(frame) = incoming.frame().unwrap() {
                 found.push(frame.to_vec());
             }

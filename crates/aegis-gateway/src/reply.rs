@@ -211,13 +211,13 @@ fn send_icmp6(
 }
 
 /// Appends a packet with its IP header, and gives its payload.
-fn ip<'a>(
-    outgoing: &'a mut Outgoing,
+fn ip(
+    outgoing: &mut Outgoing,
     (from, to): (IpAddr, IpAddr),
     next_header: IpProtocol,
     payload_len: usize,
     hop_limit: u8,
-) -> Option<(IpAddr, IpAddr, &'a mut [u8])> {
+) -> Option<(IpAddr, IpAddr, &mut [u8])> {
     let mtu = aegis_wire::link::MTU as usize;
     let payload = match (from, to) {
         (IpAddr::V4(src_addr), IpAddr::V4(dst_addr)) => {

@@ -17,6 +17,8 @@ use crate::meter::{Counters, Meter};
 use crate::packet::Ends;
 use crate::spoken::{FIRST_MAX, Heard, listen};
 
+/// An answer that comes so soon takes the acknowledgement along: one packet less for the guest.
+const ACK_DELAY: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 /// What one flow may move before others have their turn, bytes.
 const TURN: usize = 1024 * 1024;
 /// A server outside that is silent for so long is asked whether it is there.
@@ -34,6 +36,8 @@ pub(crate) struct Flow {
     /// Whether the other end may have something, or take something; known by trying.
     pub readable: bool,
     pub writable: bool,
+    /// Nothing will come behind what there is to read.
+    pub other_closed: bool,
     /// Said to the other end before anything else.
     pub prefix: Vec<u8>,
     /// What the guest says first is held until a name was heard in it.
@@ -133,9 +137,9 @@ impl Stack {
     pub fn new(ends: Ends, buffer: usize) -> Stack {
         let ring = || tcp::SocketBuffer::new(vec![0; buffer]);
         let mut socket = tcp::Socket::new(ring(), ring());
-        // The link loses nothing and has no far end: waiting to say more at once gains nothing.
+        // The link loses nothing and has no far end: waiting to send more at once gains nothing.
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
+        socket.set_ack_delay(Some(ACK_DELAY));
         let endpoint = IpListenEndpoint { addr: Some(ends.to.ip().into()), port: ends.to.port() };
         if let Err(error) = socket.listen(endpoint) {
             // Port 0 only, which is refused before; without an endpoint it answers nothing.
@@ -206,6 +210,8 @@ impl Flow {
                     return (0, Ok(None));
                 }
                 let sent = attempt(|| other.write(&bytes[..paid]));
+                // The kernel stops short only where there is no room.
+                self.writable = matches!(sent, Ok(Some(count)) if count == paid);
                 let count = sent.as_ref().ok().copied().flatten().unwrap_or(0);
                 if metered {
                     gate.meter.give_back(paid - count);
@@ -217,7 +223,7 @@ impl Flow {
             }
             match sent {
                 Ok(Ok(Some(bytes))) => moved += bytes,
-                Ok(Ok(None)) => self.writable = false,
+                Ok(Ok(None)) => {}
                 Ok(Err(broken)) => return Err(broken),
                 Err(_) => break,
             }
@@ -233,6 +239,9 @@ impl Flow {
             let mut ended = false;
             let received = socket.send(|room| {
                 let received = attempt(|| other.read(room));
+                // As above, where nothing is left; but there its end may wait.
+                self.readable =
+                    self.other_closed || matches!(received, Ok(Some(count)) if count == room.len());
                 let count = received.as_ref().ok().copied().flatten().unwrap_or(0);
                 ended = matches!(received, Ok(Some(0)));
                 (count, received)
@@ -244,7 +253,7 @@ impl Flow {
                         gate.counters.received(bytes);
                     }
                 }
-                Ok(Ok(None)) => self.readable = false,
+                Ok(Ok(None)) => break,
                 Ok(Err(broken)) => return Err(broken),
                 Err(_) => break,
             }

@@ -85,6 +85,8 @@ struct Card {
     fd: OwnedFd,
     readable: bool,
     writable: bool,
+    /// Nothing will come behind what is there.
+    closed: bool,
 }
 
 pub(crate) struct Engine {
@@ -201,6 +203,7 @@ impl Engine {
                     LINK => {
                         if let Some(card) = &mut self.card {
                             card.readable |= event.is_readable() || event.is_read_closed();
+                            card.closed |= event.is_read_closed();
                             card.writable |= event.is_writable();
                         }
                     }
@@ -232,8 +235,9 @@ impl Engine {
     fn woken(&mut self, token: Token, event: &mio::event::Event) {
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         let writable = event.is_writable() || event.is_write_closed() || event.is_error();
+        let closed = event.is_read_closed() || event.is_error();
         match Who::from(token) {
-            Some(Who::Tcp(slot)) => self.flow_woken(slot, readable, writable),
+            Some(Who::Tcp(slot)) => self.flow_woken(slot, readable, writable, closed),
             Some(Who::Udp(slot)) => self.datagrams_woken(slot),
             Some(Who::Query(slot)) => self.query_woken(slot),
             Some(Who::Denials) | None => {}
@@ -330,7 +334,7 @@ impl Engine {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&fd, LINK_BUFFER);
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), LINK, interest)?;
-        self.card = Some(Card { fd, readable: true, writable: true });
+        self.card = Some(Card { fd, readable: true, writable: true, closed: false });
         Ok(())
     }
 
@@ -357,7 +361,8 @@ impl Engine {
         for _ in 0..READS {
             let Some(card) = self.card.as_mut().filter(|card| card.readable) else { break };
             match incoming.read(&card.fd) {
-                Ok(Read::Some) => {}
+                Ok(Read::More) => {}
+                Ok(Read::All) => card.readable = card.closed,
                 Ok(Read::Nothing) => {
                     card.readable = false;
                     break;

@@ -114,6 +114,7 @@ impl Engine {
             stack: None,
             other: None,
             readable: false,
+            other_closed: false,
             writable: false,
             prefix,
             held,
@@ -253,8 +254,9 @@ impl Engine {
             self.interface.poll_ingress_single(now, &mut port, &mut self.nobody);
     }
 
-    pub(super) fn flow_woken(&mut self, slot: usize, readable: bool, writable: bool) {
+    pub(super) fn flow_woken(&mut self, slot: usize, readable: bool, writable: bool, closed: bool) {
         let Some(flow) = self.flows.get_mut(slot) else { return };
+        flow.other_closed |= closed;
         flow.readable |= readable;
         flow.writable |= writable;
         if matches!(flow.stage, Stage::Dialing { .. }) {
