@@ -20,7 +20,11 @@ pub struct Budgets {
     pub buffers_max: usize,
     /// DNS questions that wait for an answer from outside.
     pub dns_in_flight: usize,
-    /// Addresses that are remembered with the names they were the answer for.
+    /// DNS questions per second, over a longer time; others get no answer.
+    pub questions_per_second: u32,
+    /// DNS questions at once.
+    pub questions_burst: u32,
+    /// Names that are remembered with the addresses that were their answer.
     pub names_remembered: usize,
     /// A TCP flow over which nothing goes is reset after this.
     pub tcp_idle: Duration,
@@ -45,6 +49,8 @@ impl Default for Budgets {
             flow_buffer_max: 1024 * 1024,
             buffers_max: 64 * 1024 * 1024,
             dns_in_flight: 64,
+            questions_per_second: 500,
+            questions_burst: 1000,
             names_remembered: 4096,
             tcp_idle: Duration::from_secs(15 * 60),
             udp_idle: Duration::from_secs(60),
@@ -55,7 +61,33 @@ impl Default for Budgets {
     }
 }
 
-/// New flows: so many at once, so many per second after that.
+/// Descriptors that this process needs for other things.
+const DESCRIPTORS_OTHER: u64 = 256;
+
+impl Budgets {
+    /// The same, as far as this process may have descriptors; it gets more if it can. A guest must
+    /// not use up those that its machine is ruled by.
+    pub(crate) fn within_descriptors(mut self) -> Budgets {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let others = self.udp_flows + self.dns_in_flight;
+        let needed = (self.tcp_flows + others) as u64 + DESCRIPTORS_OTHER;
+        let mut limit = getrlimit(Resource::Nofile);
+        if limit.current.is_some_and(|current| current < needed) {
+            limit.current = Some(limit.maximum.map_or(needed, |most| most.min(needed)));
+            if let Err(error) = setrlimit(Resource::Nofile, limit) {
+                tracing::warn!(%error, "no more descriptors are to be had");
+            }
+        }
+        if let Some(current) = getrlimit(Resource::Nofile).current {
+            let left = usize::try_from(current.saturating_sub(DESCRIPTORS_OTHER));
+            let left = left.unwrap_or(usize::MAX).saturating_sub(others);
+            self.tcp_flows = self.tcp_flows.min(left.max(1));
+        }
+        self
+    }
+}
+
+/// Something that happens: so many at once, so many per second after that.
 pub(crate) struct Bucket {
     per_second: f64,
     burst: f64,
@@ -64,10 +96,9 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub fn new(budgets: &Budgets, now: Instant) -> Bucket {
-        let burst = f64::from(budgets.new_flows_burst);
-        let per_second = f64::from(budgets.new_flows_per_second);
-        Bucket { per_second, burst, left: burst, filled: now }
+    pub fn new(per_second: u32, burst: u32, now: Instant) -> Bucket {
+        let burst = f64::from(burst);
+        Bucket { per_second: per_second.into(), burst, left: burst, filled: now }
     }
 
     /// Takes one, if there is one.
@@ -90,7 +121,7 @@ mod tests {
     #[test]
     fn a_burst_then_a_rate() {
         let start = Instant::now();
-        let mut bucket = Bucket::new(&Budgets::default(), start);
+        let mut bucket = Bucket::new(200, 400, start);
         let mut take = |millis| {
             let now = start + Duration::from_millis(millis);
             (0..1000).filter(|_| bucket.take(now)).count()

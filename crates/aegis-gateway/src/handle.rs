@@ -88,10 +88,13 @@ impl Shared {
 
 impl Gateway {
     /// Starts a gateway on a thread of its own: policy closed, nothing plugged, nothing allowed.
+    /// Raises this process's limit of descriptors, as far as it can, to what the budgets need; where
+    /// that is not enough there are fewer flows.
     ///
     /// # Errors
     /// Of the kernel: no descriptors or threads left.
-    pub fn start(config: Config) -> io::Result<Gateway> {
+    pub fn start(mut config: Config) -> io::Result<Gateway> {
+        config.budgets = config.budgets.within_descriptors();
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), engine::OWNER)?;
         let (teller, news) = Teller::new();

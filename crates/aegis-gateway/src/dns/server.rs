@@ -12,13 +12,15 @@ use crate::engine::{Engine, Target, Who};
 
 /// The longest question that is taken, bytes.
 const QUESTION_MAX: usize = 4096;
+/// The guest knows itself; no resolver is to be asked (RFC 6761, 6.3).
+const LOCALHOST: &str = "localhost";
 /// Questions of one stream that wait for their answer.
 const STREAM_OPEN_MAX: usize = 16;
 
 impl Engine {
     /// A question, as its bytes came.
     pub(crate) fn asked(&mut self, asker: Asker, bytes: &[u8]) {
-        if bytes.len() > QUESTION_MAX {
+        if bytes.len() > QUESTION_MAX || !self.dns.bucket.take(self.now) {
             return;
         }
         self.shared.counters.asked();
@@ -37,6 +39,9 @@ impl Engine {
     fn consider(&mut self, asker: Asker, question: &Question) -> Option<Answer> {
         // Bytes that are no name are no host's.
         let Some(host) = question.host.clone() else { return Some(Answer::no_name()) };
+        if host.as_str() == LOCALHOST || host.is_below(LOCALHOST) {
+            return Some(Answer::no_name());
+        }
         let denied = if host.as_str() == doors::ZONE || host.is_below(doors::ZONE) {
             match self.doors.resolve(&host, &self.policy) {
                 Ok(Some(address)) if question.is_v4() => {

@@ -147,11 +147,12 @@ impl Engine {
         });
         interface.set_any_ip(true);
         let counters = shared.counters.clone();
+        let budgets = config.budgets.clone();
         Engine {
             denials: Denials::new(counters.clone()),
             meter: Meter::new(counters, config.book.take()),
-            dns: dns::Dns::new(&config),
-            bucket: Bucket::new(&config.budgets, now),
+            dns: dns::Dns::new(&budgets, now),
+            bucket: Bucket::new(budgets.new_flows_per_second, budgets.new_flows_burst, now),
             policy: Policy::default(),
             via_hatch: Vec::new(),
             doors: Doors::default(),

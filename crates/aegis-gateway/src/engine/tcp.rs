@@ -12,7 +12,7 @@ use mio::net::{TcpStream, UnixStream};
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::tcp::State;
 
-use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, Turn, knock};
+use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, knock};
 use super::{Engine, SOON, Who, is_gateway};
 use crate::dns;
 use crate::doors;
@@ -302,9 +302,14 @@ impl Engine {
                 now: self.now,
             };
             match flow.turn(&mut gate) {
-                Ok(Turn::Done) => {}
-                Ok(Turn::Again) => self.queue(slot),
-                Ok(Turn::Thirsty) => self.thirst(slot),
+                Ok(turn) => {
+                    if turn.again {
+                        self.queue(slot);
+                    }
+                    if turn.thirsty {
+                        self.thirst(slot);
+                    }
+                }
                 Err(Broken::Other) => return self.reset(slot, false),
                 Err(Broken::Denied(denied)) => {
                     self.deny(denied);
@@ -392,8 +397,10 @@ impl Engine {
         }
         let idle = flow.last_used + self.config.budgets.tcp_idle;
         let mut at = match &flow.stage {
-            Stage::Dialing { until, .. } | Stage::Accepting { until } => *until,
-            Stage::Open | Stage::Resetting => idle,
+            Stage::Dialing { until, .. }
+            | Stage::Accepting { until }
+            | Stage::Resetting { until } => *until,
+            Stage::Open => idle,
         };
         if let (false, Some(stack)) = (flow.starved, &flow.stack)
             && let Some(due) = self.interface.poll_at(now, &stack.sockets)
@@ -419,9 +426,9 @@ impl Engine {
             }
             Stage::Accepting { until } if over(until) => self.reset(slot, true),
             Stage::Open if over(&(flow.last_used + idle)) => self.reset(slot, true),
-            // It was told, or does not listen.
-            Stage::Resetting if over(&(flow.last_used + idle)) => self.remove(slot),
-            Stage::Accepting { .. } | Stage::Open | Stage::Resetting => {
+            // It does not listen.
+            Stage::Resetting { until } if over(until) => self.remove(slot),
+            Stage::Accepting { .. } | Stage::Open | Stage::Resetting { .. } => {
                 self.send(slot);
                 self.settle(slot);
             }
@@ -433,7 +440,7 @@ impl Engine {
         let Some(flow) = self.flows.get_mut(slot) else { return };
         let Some(stack) = &mut flow.stack else { return self.fail(slot) };
         stack.socket().abort();
-        flow.stage = Stage::Resetting;
+        flow.stage = Stage::Resetting { until: self.now + self.config.budgets.connect };
         if let Some(other) = flow.other.take()
             && hard
         {
