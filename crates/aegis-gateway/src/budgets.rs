@@ -61,6 +61,10 @@ impl Default for Budgets {
     }
 }
 
+/// The smallest buffer of a flow in one direction, bytes.
+pub(crate) const BUFFER_MIN: usize = 8 * 1024;
+/// A new flow takes at most this part of what is left of all buffers.
+const SHARE: usize = 64;
 /// Descriptors that this process needs for other things.
 const DESCRIPTORS_OTHER: u64 = 256;
 
@@ -84,6 +88,18 @@ impl Budgets {
             self.tcp_flows = self.tcp_flows.min(left.max(1));
         }
         self
+    }
+}
+
+impl Budgets {
+    /// The buffer of a new flow in one direction, bytes: plenty for the first ones, less and less for
+    /// more, so that there is always something left. `flows` are there with it, and have `used`.
+    pub(crate) fn buffer(&self, flows: usize, used: usize) -> usize {
+        // What every flow has at least is set aside.
+        let aside = 2 * BUFFER_MIN * self.tcp_flows.saturating_sub(flows.saturating_sub(1));
+        let left = self.buffers_max.saturating_sub(aside).saturating_sub(used);
+        let share = BUFFER_MIN + left / SHARE;
+        share.min(self.flow_buffer_max).max(BUFFER_MIN) / 4096 * 4096
     }
 }
 
@@ -117,6 +133,30 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_buffers_together_have_their_bound() {
+        let budgets = Budgets::default();
+        let mut buffers: Vec<usize> = Vec::new();
+        let mut used = 0;
+        for flows in 1..=budgets.tcp_flows {
+            let buffer = budgets.buffer(flows, used);
+            used += 2 * buffer;
+            buffers.push(buffer);
+            assert!(used <= budgets.buffers_max, "{flows} flows have {used} bytes");
+        }
+        assert!(buffers.is_sorted_by(|a, b| a >= b));
+        assert!(buffers[0] >= 512 * 1024 && buffers[budgets.tcp_flows - 1] >= BUFFER_MIN);
+        // No matter in which order they go and come.
+        let mut flows = std::collections::VecDeque::from(buffers);
+        for _ in 0..10 * budgets.tcp_flows {
+            used -= 2 * flows.pop_front().unwrap();
+            let buffer = budgets.buffer(flows.len() + 1, used);
+            flows.push_back(buffer);
+            used += 2 * buffer;
+            assert!(used <= budgets.buffers_max);
+        }
+    }
 
     #[test]
     fn a_burst_then_a_rate() {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,7 +101,13 @@ impl Gateway {
         let (teller, news) = Teller::new();
         let shared = Arc::new(Shared::default());
         let engine = Engine::new(config, poll, shared.clone(), teller);
-        std::thread::Builder::new().name("gateway".to_owned()).spawn(move || engine.run())?;
+        std::thread::Builder::new().name("gateway".to_owned()).spawn(move || {
+            let run = AssertUnwindSafe(|| engine.run());
+            // What it held is closed then: the machine has no network, and nobody else is hurt.
+            if std::panic::catch_unwind(run).is_err() {
+                tracing::error!("the gateway failed");
+            }
+        })?;
         Ok(Gateway(Arc::new(Handle { shared, waker, news: Mutex::new(Some(news)) })))
     }
 

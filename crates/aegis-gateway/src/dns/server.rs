@@ -21,7 +21,7 @@ impl Engine {
     /// A question, as its bytes came.
     pub(crate) fn asked(&mut self, asker: Asker, bytes: &[u8]) {
         if bytes.len() > QUESTION_MAX || !self.dns.bucket.take(self.now) {
-            return;
+            return self.ignore(asker);
         }
         self.shared.counters.asked();
         match parse(bytes) {
@@ -31,7 +31,17 @@ impl Engine {
                 }
             }
             Err(Some(answer)) => self.say(asker, &answer),
-            Err(None) => {}
+            Err(None) => self.ignore(asker),
+        }
+    }
+
+    /// Gives no answer: what is lost among datagrams ends a stream.
+    fn ignore(&mut self, asker: Asker) {
+        if let Asker::Stream(slot, serial) = asker
+            && let Some(flow) = self.flows.get_mut(slot).filter(|flow| flow.serial == serial)
+            && let Target::Dns(stream) = &mut flow.target
+        {
+            stream.broken = true;
         }
     }
 
