@@ -21,6 +21,8 @@ use crate::spoken::{FIRST_MAX, Heard, listen};
 const ACK_DELAY: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 /// What one flow may move before others have their turn, bytes.
 const TURN: usize = 1024 * 1024;
+/// What is read and thrown away of a flow that ends, reads.
+const DRAIN: usize = 64;
 /// A server outside that is silent for so long is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -425,6 +427,17 @@ impl Other {
         if let Some(bytes) = kernel {
             let _ = rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes);
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes);
+        }
+    }
+
+    /// Says the last word, so that what was sent still arrives once it is closed: the kernel throws
+    /// that away where something was left unread.
+    pub fn finish(&mut self, scratch: &mut [u8]) {
+        let _ = self.shutdown(Shutdown::Write);
+        for _ in 0..DRAIN {
+            if !self.read(scratch).is_ok_and(|bytes| bytes > 0) {
+                return;
+            }
         }
     }
 

@@ -424,10 +424,10 @@ impl Engine {
         let Some(stack) = &mut flow.stack else { return self.fail(slot) };
         stack.socket().abort();
         flow.stage = Stage::Resetting { until: self.now + self.config.budgets.connect };
-        if let Some(other) = flow.other.take()
-            && hard
-        {
-            other.reset_on_close();
+        match flow.other.take() {
+            Some(other) if hard => other.reset_on_close(),
+            Some(mut other) => other.finish(&mut self.scratch),
+            None => {}
         }
         self.send(slot);
         self.settle(slot);
