@@ -265,3 +265,22 @@ fn a_tree_spends_from_all_of_its_envelopes() {
     let info = house.socket().get(&format!("/v1/instances/{root}")).expect(200);
     assert_eq!(info["usage"]["tokens"], 1500, "its own part: {info}");
 }
+
+#[test]
+fn with_nothing_left_the_answer_is_out_before_the_freeze_and_more_of_it_thaws() {
+    let scene = scene(2_000, json!({"onLimit": "freeze"}));
+    scene.vendor.behave(Manners { mute: true, ..Manners::default() });
+    scene.post(CHAT, &chat(100_000, false)).expect(200);
+    let refused = scene.post(CHAT, &chat(1, false)).expect(429);
+    assert_eq!(refused["error"]["code"], "insufficient_quota", "{refused}");
+    scene.house.until(&scene.guest, "frozen");
+    let status = scene.house.guest_status(&scene.guest);
+    assert_eq!(status["limitsExceeded"], true, "{status}");
+    assert_eq!(status["violations"], json!(["tokens: 2000/2000"]), "{status}");
+    let more = json!({"maxTokenBudget": 10_000});
+    let limits = format!("/couch/guests/{}/limits", scene.guest);
+    scene.house.socket().put(&limits, &more).expect(200);
+    scene.house.until(&scene.guest, "running");
+    wait_until("it is served again", SOON, || scene.post(CHAT, &chat(1, false)).status == 200);
+    assert_eq!(scene.house.guest_status(&scene.guest)["limitsExceeded"], false);
+}

@@ -40,6 +40,8 @@ pub(super) fn scene(budget: u64, more: Value) -> Scene {
     keep("ANTHROPIC_API_KEY", ANTHROPIC_KEY);
     let mut invite = json!({"resourceLimits": {
         "maxCpuCores": 1, "maxMemoryMB": 512, "maxDiskGB": 1, "maxTokenBudget": budget}});
+    // What is spent is shut, and the machine goes on to be asked about it.
+    invite["onLimit"] = json!("throttle");
     for (name, value) in more.as_object().unwrap() {
         invite[name] = value.clone();
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,16 +89,25 @@ impl Shared {
 
 impl Gateway {
     /// Starts a gateway on a thread of its own: policy closed, nothing plugged, nothing allowed.
+    /// Raises this process's limit of descriptors, as far as it can, to what the budgets need; where
+    /// that is not enough there are fewer flows.
     ///
     /// # Errors
     /// Of the kernel: no descriptors or threads left.
-    pub fn start(config: Config) -> io::Result<Gateway> {
+    pub fn start(mut config: Config) -> io::Result<Gateway> {
+        config.budgets = config.budgets.within_descriptors();
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), engine::OWNER)?;
         let (teller, news) = Teller::new();
         let shared = Arc::new(Shared::default());
         let engine = Engine::new(config, poll, shared.clone(), teller);
-        std::thread::Builder::new().name("gateway".to_owned()).spawn(move || engine.run())?;
+        std::thread::Builder::new().name("gateway".to_owned()).spawn(move || {
+            let run = AssertUnwindSafe(|| engine.run());
+            // What it held is closed then: the machine has no network, and nobody else is hurt.
+            if std::panic::catch_unwind(run).is_err() {
+                tracing::error!("the gateway failed");
+            }
+        })?;
         Ok(Gateway(Arc::new(Handle { shared, waker, news: Mutex::new(Some(news)) })))
     }
 

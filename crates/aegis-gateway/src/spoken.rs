@@ -3,6 +3,9 @@
 //! Who was let through by a name must not ask for another one where it was let to. What is not
 //! understood but looks like one of the two is refused; what looks like neither is let through, as
 //! its protocol says no name.
+//!
+//! What this can't see: names inside TLS, so that who shares an address and a certificate with an
+//! allowed name is reached by its hello; and later requests on a connection of plain HTTP.
 
 use aegis_wire::egress::{HostName, rule};
 use tls_parser::{TlsExtension, TlsMessage, TlsMessageHandshake};

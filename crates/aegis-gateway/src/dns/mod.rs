@@ -7,11 +7,12 @@ mod query;
 mod server;
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use aegis_wire::egress::plain;
 use slab::Slab;
 
-use crate::handle::Config;
+use crate::budgets::{Bucket, Budgets};
 use crate::packet::Ends;
 use names::{Names, StandIns};
 use query::Query;
@@ -24,6 +25,7 @@ pub(crate) struct Dns {
     pub names: Names,
     stand_ins: StandIns,
     queries: Slab<Query>,
+    bucket: Bucket,
 }
 
 /// Who asked.
@@ -45,10 +47,11 @@ pub(crate) struct Stream {
 }
 
 impl Dns {
-    pub fn new(config: &Config) -> Dns {
+    pub fn new(budgets: &Budgets, now: Instant) -> Dns {
         Dns {
-            names: Names::new(config.budgets.names_remembered),
-            stand_ins: StandIns::new(config.budgets.names_remembered),
+            bucket: Bucket::new(budgets.questions_per_second, budgets.questions_burst, now),
+            names: Names::new(budgets.names_remembered),
+            stand_ins: StandIns::new(budgets.names_remembered),
             queries: Slab::new(),
         }
     }

@@ -8,12 +8,16 @@ use aegis_wire::egress::HostName;
 
 /// Bounds of how long an answer is remembered.
 const KEPT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// Who was told an answer begins to count later than we do.
+const GRACE: Duration = Duration::from_secs(10);
 /// Names that one address is remembered with.
 const NAMES_MAX: usize = 16;
 
 /// Answers, by address.
 pub(crate) struct Names {
     most: usize,
+    /// Names of all answers: at most `most`.
+    known: usize,
     answers: HashMap<IpAddr, Answered>,
 }
 
@@ -32,21 +36,23 @@ impl Answered {
 
 impl Names {
     pub fn new(most: usize) -> Names {
-        Names { most, answers: HashMap::new() }
+        Names { most, known: 0, answers: HashMap::new() }
     }
 
     /// Remembers an answer.
     pub fn remember(&mut self, address: IpAddr, name: &HostName, ttl: u32, now: Instant) {
-        let until = now + Duration::from_secs(ttl.into()).clamp(KEPT.0, KEPT.1);
-        if self.answers.len() >= self.most && !self.answers.contains_key(&address) {
-            self.forget_one(now);
+        let until = now + Duration::from_secs(ttl.into()).clamp(KEPT.0, KEPT.1) + GRACE;
+        if self.known >= self.most {
+            self.forget(address, now);
         }
         let answered = self.answers.entry(address).or_default();
+        let before = answered.names.len();
         answered.names.retain(|(known, _)| known != name);
         if answered.names.len() >= NAMES_MAX {
             answered.names.remove(0);
         }
         answered.names.push((name.clone(), until));
+        self.known = self.known + answered.names.len() - before;
     }
 
     /// The names that an address is the answer for.
@@ -74,16 +80,18 @@ impl Names {
         }
     }
 
-    /// Makes room: what is forgotten, or is next to be; of what flows need, only if all is needed.
-    fn forget_one(&mut self, now: Instant) {
-        self.answers.retain(|_, answered| {
-            answered.flows > 0 || answered.until().is_some_and(|until| until > now)
+    /// Makes room: what is over, or else what is next to be; what flows need, only if all is needed.
+    fn forget(&mut self, but: IpAddr, now: Instant) {
+        self.answers.retain(|address, answered| {
+            *address == but || answered.flows > 0 || answered.until().is_some_and(|u| u > now)
         });
-        if self.answers.len() >= self.most {
-            let first = self.answers.iter().min_by_key(|(_, a)| (a.flows > 0, a.until()));
-            if let Some(address) = first.map(|(address, _)| *address) {
-                self.answers.remove(&address);
-            }
+        self.known = self.answers.values().map(|answered| answered.names.len()).sum();
+        while self.known >= self.most {
+            let others = self.answers.iter().filter(|(address, _)| **address != but);
+            let first = others.min_by_key(|(_, answered)| (answered.flows > 0, answered.until()));
+            let Some(address) = first.map(|(address, _)| *address) else { return };
+            let gone = self.answers.remove(&address);
+            self.known -= gone.map_or(0, |answered| answered.names.len());
         }
     }
 }
@@ -143,9 +151,9 @@ mod tests {
         let mut names = Names::new(8);
         names.remember(address, &name("a.example"), 1, start);
         names.remember(address, &name("b.example"), 100_000, start);
-        assert_eq!(names.of(address, at(59)), [name("a.example"), name("b.example")]);
-        assert_eq!(names.of(address, at(60)), [name("b.example")]);
-        assert_eq!(names.of(address, at(3600)), []);
+        assert_eq!(names.of(address, at(69)), [name("a.example"), name("b.example")]);
+        assert_eq!(names.of(address, at(70)), [name("b.example")]);
+        assert_eq!(names.of(address, at(3610)), []);
         names.hold(address);
         assert_eq!(names.of(address, at(9999)).len(), 2);
         names.release(address);
@@ -162,12 +170,13 @@ mod tests {
         for n in 1..100 {
             names.remember(address(n), &name("a.example"), n, start);
         }
-        assert_eq!(names.answers.len(), 8);
+        assert_eq!((names.answers.len(), names.known), (8, 8));
         assert_eq!(names.of(address(0), start).len(), 1);
         for n in 0..100 {
             names.remember(address(0), &name(&format!("n{n}.example")), 60, start);
         }
         assert_eq!(names.of(address(0), start).len(), NAMES_MAX);
+        assert_eq!((names.answers.len(), names.known), (1, NAMES_MAX));
     }
 
     #[test]

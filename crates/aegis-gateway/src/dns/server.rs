@@ -12,14 +12,16 @@ use crate::engine::{Engine, Target, Who};
 
 /// The longest question that is taken, bytes.
 const QUESTION_MAX: usize = 4096;
+/// The guest knows itself; no resolver is to be asked (RFC 6761, 6.3).
+const LOCALHOST: &str = "localhost";
 /// Questions of one stream that wait for their answer.
 const STREAM_OPEN_MAX: usize = 16;
 
 impl Engine {
     /// A question, as its bytes came.
     pub(crate) fn asked(&mut self, asker: Asker, bytes: &[u8]) {
-        if bytes.len() > QUESTION_MAX {
-            return;
+        if bytes.len() > QUESTION_MAX || !self.dns.bucket.take(self.now) {
+            return self.ignore(asker);
         }
         self.shared.counters.asked();
         match parse(bytes) {
@@ -29,7 +31,17 @@ impl Engine {
                 }
             }
             Err(Some(answer)) => self.say(asker, &answer),
-            Err(None) => {}
+            Err(None) => self.ignore(asker),
+        }
+    }
+
+    /// Gives no answer: what is lost among datagrams ends a stream.
+    fn ignore(&mut self, asker: Asker) {
+        if let Asker::Stream(slot, serial) = asker
+            && let Some(flow) = self.flows.get_mut(slot).filter(|flow| flow.serial == serial)
+            && let Target::Dns(stream) = &mut flow.target
+        {
+            stream.broken = true;
         }
     }
 
@@ -37,6 +49,9 @@ impl Engine {
     fn consider(&mut self, asker: Asker, question: &Question) -> Option<Answer> {
         // Bytes that are no name are no host's.
         let Some(host) = question.host.clone() else { return Some(Answer::no_name()) };
+        if host.as_str() == LOCALHOST || host.is_below(LOCALHOST) {
+            return Some(Answer::no_name());
+        }
         let denied = if host.as_str() == doors::ZONE || host.is_below(doors::ZONE) {
             match self.doors.resolve(&host, &self.policy) {
                 Ok(Some(address)) if question.is_v4() => {

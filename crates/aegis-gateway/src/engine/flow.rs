@@ -21,6 +21,8 @@ use crate::spoken::{FIRST_MAX, Heard, listen};
 const ACK_DELAY: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 /// What one flow may move before others have their turn, bytes.
 const TURN: usize = 1024 * 1024;
+/// What is read and thrown away of a flow that ends, reads.
+const DRAIN: usize = 64;
 /// A server outside that is silent for so long is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -90,7 +92,9 @@ pub(crate) enum Stage {
     },
     Open,
     /// Nothing is left but to tell the guest.
-    Resetting,
+    Resetting {
+        until: Instant,
+    },
 }
 
 /// smoltcp's side: a set of one socket, so that no packet is looked for in another flow.
@@ -105,14 +109,12 @@ pub(crate) enum Other {
 }
 
 /// What a turn of a flow came to.
-#[derive(Debug)]
-pub(crate) enum Turn {
-    /// All is moved that could be.
-    Done,
-    /// There is more, but others wait.
-    Again,
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// There is more to move, but others wait.
+    pub again: bool,
     /// It wants to send, and nothing is allowed any more.
-    Thirsty,
+    pub thirsty: bool,
 }
 
 /// Why a flow must be reset.
@@ -171,7 +173,7 @@ impl Flow {
     /// Moves what can be moved, both ways.
     pub fn turn(&mut self, gate: &mut Gate<'_>) -> Result<Turn, Broken> {
         let (Some(stack), Some(other)) = (&mut self.stack, &mut self.other) else {
-            return Ok(Turn::Done);
+            return Ok(Turn::default());
         };
         let metered = matches!(self.target, Target::Outside(_));
         let socket = stack.sockets.get_mut::<tcp::Socket<'_>>(stack.handle);
@@ -184,14 +186,14 @@ impl Flow {
         ) {
             self.guest_ended = true;
         }
-        let mut moved = 0;
+        let (mut sent_up, mut sent_down) = (0, 0);
         let mut thirsty = false;
 
         if self.held {
-            let Target::Outside(outside) = &mut self.target else { return Ok(Turn::Done) };
+            let Target::Outside(outside) = &mut self.target else { return Ok(Turn::default()) };
             self.held = hold(socket, self.guest_ended, outside, &mut self.prefix, gate)?;
         }
-        while !self.held && self.writable && moved < TURN {
+        while !self.held && self.writable && sent_up < TURN {
             if !self.prefix.is_empty() {
                 match attempt(|| other.write(&self.prefix))? {
                     None => self.writable = false,
@@ -222,7 +224,7 @@ impl Flow {
                 break;
             }
             match sent {
-                Ok(Ok(Some(bytes))) => moved += bytes,
+                Ok(Ok(Some(bytes))) => sent_up += bytes,
                 Ok(Ok(None)) => {}
                 Ok(Err(broken)) => return Err(broken),
                 Err(_) => break,
@@ -235,7 +237,7 @@ impl Flow {
             let _ = other.shutdown(Shutdown::Write);
         }
 
-        while self.readable && !self.other_ended && socket.can_send() && moved < TURN {
+        while self.readable && !self.other_ended && socket.can_send() && sent_down < TURN {
             let mut ended = false;
             let received = socket.send(|room| {
                 let received = attempt(|| other.read(room));
@@ -248,7 +250,7 @@ impl Flow {
             });
             match received {
                 Ok(Ok(Some(bytes))) => {
-                    moved += bytes;
+                    sent_down += bytes;
                     if metered {
                         gate.counters.received(bytes);
                     }
@@ -262,14 +264,10 @@ impl Flow {
                 socket.close();
             }
         }
-        if moved > 0 {
+        if sent_up + sent_down > 0 {
             self.last_used = gate.now;
         }
-        Ok(match (thirsty, moved < TURN) {
-            (true, _) => Turn::Thirsty,
-            (false, true) => Turn::Done,
-            (false, false) => Turn::Again,
-        })
+        Ok(Turn { again: sent_up >= TURN || sent_down >= TURN, thirsty })
     }
 
     /// Whether nothing is left to be said in either direction, and the guest knows it.
@@ -429,6 +427,17 @@ impl Other {
         if let Some(bytes) = kernel {
             let _ = rustix::net::sockopt::set_socket_recv_buffer_size(stream, bytes);
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(stream, bytes);
+        }
+    }
+
+    /// Says the last word, so that what was sent still arrives once it is closed: the kernel throws
+    /// that away where something was left unread.
+    pub fn finish(&mut self, scratch: &mut [u8]) {
+        let _ = self.shutdown(Shutdown::Write);
+        for _ in 0..DRAIN {
+            if !self.read(scratch).is_ok_and(|bytes| bytes > 0) {
+                return;
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegis_wire::egress::{Denied, HostName, Policy};
-use aegis_wire::link::GATEWAY;
+use aegis_wire::link::{GATEWAY, PREFIX};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
@@ -140,18 +140,18 @@ impl Engine {
         let mut port = Port { incoming: None, outgoing: &mut outgoing };
         let mut interface = Interface::new(setup, &mut port, smoltcp::time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            for address in [IpAddr::V4(GATEWAY.0), IpAddr::V6(GATEWAY.1)] {
-                // Both fit: smoltcp has room for two.
-                let _ = addresses.push(IpCidr::new(address.into(), 24));
-            }
+            // Both fit: smoltcp has room for two.
+            let _ = addresses.push(IpCidr::new(IpAddr::V4(GATEWAY.0).into(), PREFIX.0));
+            let _ = addresses.push(IpCidr::new(IpAddr::V6(GATEWAY.1).into(), PREFIX.1));
         });
         interface.set_any_ip(true);
         let counters = shared.counters.clone();
+        let budgets = config.budgets.clone();
         Engine {
             denials: Denials::new(counters.clone()),
             meter: Meter::new(counters, config.book.take()),
-            dns: dns::Dns::new(&config),
-            bucket: Bucket::new(&config.budgets, now),
+            dns: dns::Dns::new(&budgets, now),
+            bucket: Bucket::new(budgets.new_flows_per_second, budgets.new_flows_burst, now),
             policy: Policy::default(),
             via_hatch: Vec::new(),
             doors: Doors::default(),

@@ -12,19 +12,14 @@ use mio::net::{TcpStream, UnixStream};
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::tcp::State;
 
-use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, Turn, knock};
+use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, knock};
 use super::{Engine, SOON, Who, is_gateway};
+use crate::budgets::BUFFER_MIN;
 use crate::dns;
 use crate::doors;
 use crate::link::Port;
 use crate::packet::{Ends, Ip, Tcp};
 
-/// The smallest buffer of a flow in one direction, bytes.
-const BUFFER_MIN: usize = 8 * 1024;
-/// A new flow takes at most this part of what is left of all buffers.
-const SHARE: usize = 64;
-/// Buffers of a question over TCP, bytes.
-const BUFFER_DNS: usize = 16 * 1024;
 /// Flows with less buffer than this get less from the kernel, too.
 const BUFFER_PLENTY: usize = 128 * 1024;
 /// A door whose queue is full is tried again after this.
@@ -196,9 +191,10 @@ impl Engine {
     /// The other end is there: now the guest is answered.
     fn accept(&mut self, slot: usize) {
         let until = self.now + self.config.budgets.connect;
-        let share = self.share();
+        let share = self.config.budgets.buffer(self.flows.len(), self.buffers);
         let flow = &mut self.flows[slot];
-        let buffer = if matches!(flow.target, Target::Dns(_)) { BUFFER_DNS } else { share };
+        let is_dns = matches!(flow.target, Target::Dns(_));
+        let buffer = if is_dns { BUFFER_MIN } else { share };
         let opened = Stage::Accepting { until };
         let Stage::Dialing { syn, .. } = std::mem::replace(&mut flow.stage, opened) else { return };
         if let Some(other) = &flow.other {
@@ -209,7 +205,7 @@ impl Engine {
         self.buffers += flow.buffers;
         // The kernel says once that it can be written, which may have been said before.
         (flow.readable, flow.writable) = (true, true);
-        if !matches!(flow.target, Target::Dns(_)) {
+        if !is_dns {
             self.shared.counters.opened();
         }
         self.hand_in(slot, &syn);
@@ -223,19 +219,6 @@ impl Engine {
             self.refuse(&syn);
         }
         self.remove(slot);
-    }
-
-    /// What a new flow's buffer has in one direction: plenty for the first ones, less and less for
-    /// more, so that there is always something left.
-    fn share(&self) -> usize {
-        let budgets = &self.config.budgets;
-        let least = 2 * BUFFER_MIN * budgets.tcp_flows;
-        let left = budgets
-            .buffers_max
-            .saturating_sub(least)
-            .saturating_sub(self.buffers.saturating_sub(2 * BUFFER_MIN * self.flows.len()));
-        let share = BUFFER_MIN + left / SHARE;
-        share.min(budgets.flow_buffer_max).max(BUFFER_MIN) / 4096 * 4096
     }
 
     /// Gives a packet to a flow's stack.
@@ -302,9 +285,14 @@ impl Engine {
                 now: self.now,
             };
             match flow.turn(&mut gate) {
-                Ok(Turn::Done) => {}
-                Ok(Turn::Again) => self.queue(slot),
-                Ok(Turn::Thirsty) => self.thirst(slot),
+                Ok(turn) => {
+                    if turn.again {
+                        self.queue(slot);
+                    }
+                    if turn.thirsty {
+                        self.thirst(slot);
+                    }
+                }
                 Err(Broken::Other) => return self.reset(slot, false),
                 Err(Broken::Denied(denied)) => {
                     self.deny(denied);
@@ -392,8 +380,10 @@ impl Engine {
         }
         let idle = flow.last_used + self.config.budgets.tcp_idle;
         let mut at = match &flow.stage {
-            Stage::Dialing { until, .. } | Stage::Accepting { until } => *until,
-            Stage::Open | Stage::Resetting => idle,
+            Stage::Dialing { until, .. }
+            | Stage::Accepting { until }
+            | Stage::Resetting { until } => *until,
+            Stage::Open => idle,
         };
         if let (false, Some(stack)) = (flow.starved, &flow.stack)
             && let Some(due) = self.interface.poll_at(now, &stack.sockets)
@@ -419,9 +409,9 @@ impl Engine {
             }
             Stage::Accepting { until } if over(until) => self.reset(slot, true),
             Stage::Open if over(&(flow.last_used + idle)) => self.reset(slot, true),
-            // It was told, or does not listen.
-            Stage::Resetting if over(&(flow.last_used + idle)) => self.remove(slot),
-            Stage::Accepting { .. } | Stage::Open | Stage::Resetting => {
+            // It does not listen.
+            Stage::Resetting { until } if over(until) => self.remove(slot),
+            Stage::Accepting { .. } | Stage::Open | Stage::Resetting { .. } => {
                 self.send(slot);
                 self.settle(slot);
             }
@@ -433,11 +423,11 @@ impl Engine {
         let Some(flow) = self.flows.get_mut(slot) else { return };
         let Some(stack) = &mut flow.stack else { return self.fail(slot) };
         stack.socket().abort();
-        flow.stage = Stage::Resetting;
-        if let Some(other) = flow.other.take()
-            && hard
-        {
-            other.reset_on_close();
+        flow.stage = Stage::Resetting { until: self.now + self.config.budgets.connect };
+        match flow.other.take() {
+            Some(other) if hard => other.reset_on_close(),
+            Some(mut other) => other.finish(&mut self.scratch),
+            None => {}
         }
         self.send(slot);
         self.settle(slot);

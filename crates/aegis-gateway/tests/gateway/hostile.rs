@@ -35,13 +35,18 @@ impl Card {
         frame
     }
 
-    /// Asks for the gateway's card, and waits for the answer: all that was sent before was taken.
+    /// Waits until all that was sent before was taken.
     fn settle(&mut self) {
+        self.ask();
+        while self.receive()[12..14] != [8, 6] {}
+    }
+
+    /// Asks for the gateway's card: the answer comes behind all others.
+    fn ask(&mut self) {
         let mut frame = vec![0xff; 6];
         frame.extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
         frame.extend([172, 16, 0, 2, 0, 0, 0, 0, 0, 0, 172, 16, 0, 1]);
         self.send(&frame);
-        while self.receive()[12..14] != [8, 6] {}
     }
 }
 
@@ -70,32 +75,123 @@ fn resident() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-#[test]
-fn garbage_is_dropped_and_all_else_goes_on() {
-    // What hits by chance opens flows.
+/// Numbers that look like chance, the same in every run.
+struct Chance(u32);
+
+impl Chance {
+    fn next(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.next() as usize % end
+    }
+
+    /// A number near another one, mostly.
+    fn near(&mut self, number: u32) -> u32 {
+        let spread = [0, 0, 1, 3, 200, 70_000, u32::MAX][self.below(7)];
+        let off = if spread == 0 { 0 } else { self.next() % spread };
+        if self.next().is_multiple_of(2) {
+            number.wrapping_add(off)
+        } else {
+            number.wrapping_sub(off)
+        }
+    }
+}
+
+/// World without a bound for new flows: what hits by chance opens some.
+fn without_rates() -> World {
     let many =
         Budgets { new_flows_per_second: 1 << 30, new_flows_burst: 1 << 30, ..Budgets::default() };
-    let mut world = World::new(many);
+    let world = World::new(many);
     world.set_policy(internet(&[]));
     world.gateway.set_allowance(1 << 40, false);
+    world
+}
+
+#[test]
+fn flows_survive_whatever_their_guest_says() {
+    let mut world = without_rates();
+    let listener = world.listen("203.0.113.5:7000");
+    // It talks all the time, and listens.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = [0; 2000];
+                while stream.write_all(&bytes).is_ok() && stream.read(&mut bytes).unwrap_or(0) > 0 {
+                }
+            });
+        }
+    });
     let mut card = Card::plug(&world);
-    let mut seed = 12345_u32;
-    let mut random = || {
-        seed ^= seed << 13;
-        seed ^= seed >> 17;
-        seed ^= seed << 5;
-        seed
-    };
+    let mut chance = Chance(2_463_534_242);
+    for port in 1000..1200 {
+        let ours = chance.next();
+        let mut syn = segment(port, 7000, SYN, ours, 0, b"");
+        if port % 3 > 0 {
+            // Options: a size of a segment, a scale, or noise.
+            let size = [0, 1, 48, 536, 65_535][chance.below(5)] as u16;
+            let mut options = vec![2, 4];
+            options.extend(size.to_be_bytes());
+            options.extend([3, 3, chance.next() as u8, 1]);
+            if port % 3 == 2 {
+                options.fill_with(|| chance.next() as u8);
+            }
+            syn[14 + 20 + 12] = 0x70;
+            syn.extend(&options);
+            syn[17] += options.len() as u8;
+        }
+        card.send(&syn);
+        let mut theirs = 0;
+        for _ in 0..60 {
+            card.ask();
+            // All that was said up to now; the last word is where they are.
+            loop {
+                let frame = card.receive();
+                if frame[12..14] == [8, 6] {
+                    break;
+                }
+                if frame.len() >= 54 && frame[36..38] == port.to_be_bytes() {
+                    theirs = u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]);
+                }
+            }
+            let flags =
+                [ACK, ACK, ACK | 8, ACK | 1, ACK | RST, SYN, SYN | ACK, 0, 0x3f, ACK | 0x20];
+            let at = if chance.next().is_multiple_of(20) { 10 } else { 4 };
+            let flags = flags[chance.below(at)];
+            let data = vec![b'x'; [0, 0, 1, 7, 900][chance.below(5)]];
+            let (seq, ack) =
+                (chance.near(ours.wrapping_add(1)), chance.near(theirs.wrapping_add(1)));
+            let mut frame = segment(port, 7000, flags, seq, ack, &data);
+            let window = [0, 0, 1, 100, 0xffff][chance.below(5)] as u16;
+            frame[48..50].copy_from_slice(&window.to_be_bytes());
+            card.send(&frame);
+        }
+    }
+    card.settle();
+    world.plug();
+    world.connect("203.0.113.5:7000").unwrap();
+}
+
+#[test]
+fn garbage_is_dropped_and_all_else_goes_on() {
+    let mut world = without_rates();
+    let mut card = Card::plug(&world);
+    let mut chance = Chance(12345);
     for round in 0..20_000_u32 {
         let mut frame = segment(9, 7000, (round % 64) as u8, 1, 1, b"data");
         // Broken in a few places, or cut, or nothing but noise.
         match round % 4 {
-            0 => frame = (0..random() % 200).map(|_| random() as u8).collect(),
-            1 => frame.truncate(random() as usize % frame.len()),
+            0 => frame = (0..chance.below(200)).map(|_| chance.next() as u8).collect(),
+            1 => frame.truncate(chance.below(frame.len())),
             _ => {
-                for _ in 0..1 + random() % 4 {
-                    let at = random() as usize % frame.len();
-                    frame[at] = random() as u8;
+                for _ in 0..=chance.below(4) {
+                    let at = chance.below(frame.len());
+                    frame[at] = chance.next() as u8;
                 }
             }
         }
@@ -155,10 +251,7 @@ fn a_flood_of_connections_is_bounded() {
     for port in 1..=100_000_u32 {
         card.send(&segment((port % 60_000 + 1) as u16, 7000, SYN, port, 0, b""));
     }
-    let mut ask = vec![0xff; 6];
-    ask.extend([2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
-    ask.extend([172, 16, 0, 2, 0, 0, 0, 0, 0, 0, 172, 16, 0, 1]);
-    card.send(&ask);
+    card.ask();
     told.recv_timeout(PATIENCE).unwrap();
     counting.join().unwrap();
     let counts = world.counts();

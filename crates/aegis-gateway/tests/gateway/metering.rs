@@ -35,7 +35,7 @@ fn the_last_allowance_ends_at_the_byte() {
     // What was counted arrived, and not a byte more.
     assert_eq!(receiver.join().unwrap(), LIMIT);
     assert_eq!(world.counts().egress_bytes, LIMIT as u64);
-    let mut told = vec![world.next_news(), world.next_news()];
+    let mut told = [world.next_news(), world.next_news()];
     told.sort_by_key(|news| matches!(news, News::Denied { .. }));
     assert_eq!(told[0], News::Exhausted);
     assert!(matches!(&told[1], News::Denied { denied, .. } if denied.rule == rule::LIMIT));

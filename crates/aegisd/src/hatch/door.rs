@@ -5,14 +5,17 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aegis_wire::bounds::{
     DOOR_CONNECTIONS_MAX, DOOR_HEAD_DEADLINE, DOOR_HEAD_MAX, KNOCK_DEADLINE, KNOCK_MAX,
 };
 use aegis_wire::door::{self, Knock};
+use aegis_wire::words::Limit;
 use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +27,7 @@ use tokio::task::JoinSet;
 use super::forward::{self, Line};
 use super::llm;
 use super::machine::Machine;
+use crate::app::limits;
 use crate::ctx::InUse;
 
 /// Headers of a request.
@@ -109,8 +113,25 @@ async fn connection(machine: Arc<Machine>, stream: UnixStream) {
     let _in_use = InUse::begin(&machine.app().ctx, &machine.id);
     let served = match knock {
         Knock::Llm => {
-            let serve = |machine, request| async move { llm::serve(machine, request).await };
-            converse(&machine, stream, serve).await
+            let spent = Arc::new(AtomicBool::new(false));
+            let serve = |machine, request| {
+                let spent = Arc::clone(&spent);
+                async move {
+                    let mut answer = llm::serve(machine, request).await;
+                    if answer.extensions().get::<llm::Exhausted>().is_some() {
+                        spent.store(true, Ordering::Relaxed);
+                        // Nothing but this answer is to be waited for.
+                        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    answer
+                }
+            };
+            let served = converse(&machine, stream, serve).await;
+            if spent.load(Ordering::Relaxed) {
+                // A task of its own: what follows may end this one.
+                tokio::spawn(exhausted(Arc::clone(&machine)));
+            }
+            served
         }
         Knock::Service { .. } | Knock::Http { .. } => {
             let line = Arc::new(Line::new(knock));
@@ -126,6 +147,14 @@ async fn connection(machine: Arc<Machine>, stream: UnixStream) {
     };
     if let Err(error) = served {
         tracing::debug!(instance = %machine.id, %error, "a connection to the hatch failed");
+    }
+}
+
+/// The machine was told that nothing is left: what the invite says of that follows.
+async fn exhausted(machine: Arc<Machine>) {
+    let Ok(asker) = machine.asker() else { return };
+    if let Err(error) = limits::exhausted(machine.app(), &asker.instance, Limit::Tokens).await {
+        tracing::error!(instance = %machine.id, %error, "an end of tokens was not noted");
     }
 }
 

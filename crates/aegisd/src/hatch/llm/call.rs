@@ -6,7 +6,6 @@ use aegis_wire::bounds::{
     LLM_ANSWER_MAX, LLM_BODY_DEADLINE, LLM_BODY_MAX, LLM_DEADLINE, LLM_ERROR_MAX, LLM_VALUES_MAX,
 };
 use aegis_wire::json::values;
-use aegis_wire::words::Limit;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
@@ -24,7 +23,6 @@ use super::reservation::Reservation;
 use super::stream::{self, Plan};
 use super::vendors::{Key, Lost, passed_back};
 use super::{chat, messages, responses};
-use crate::app::limits;
 use crate::app::llm::NotReserved;
 use crate::config::Provider;
 
@@ -183,12 +181,6 @@ async fn not_reserved(machine: &Machine, why: NotReserved) -> Problem {
         NotReserved::Short(Short::Busy(refusal)) => Problem::new(Kind::Busy, said(&refusal)),
         NotReserved::Short(Short::Exhausted(refusal)) => {
             machine.note("llm", &refusal, None).await;
-            if let Ok(asker) = machine.asker()
-                && let Err(error) =
-                    limits::exhausted(machine.app(), &asker.instance, Limit::Tokens).await
-            {
-                tracing::error!(instance = %machine.id, %error, "an end of tokens was not noted");
-            }
             Problem::new(Kind::Exhausted, said(&refusal))
         }
     }

@@ -31,6 +31,7 @@ use super::answer::Body;
 use super::machine::Machine;
 use crate::config::{Provider, Vendor};
 use draft::Api;
+pub(super) use problem::Exhausted;
 use problem::{Kind, Problem};
 pub(super) use vendors::Vendors;
 

@@ -47,6 +47,11 @@ pub(super) struct Problem {
     pub(super) param: Option<String>,
 }
 
+/// Marks an answer that says that nothing is left: what follows from that, a freeze say, begins when
+/// the answer is out.
+#[derive(Clone, Copy)]
+pub(in crate::hatch) struct Exhausted;
+
 impl Problem {
     pub(super) fn new(kind: Kind, message: impl Into<String>) -> Problem {
         Problem { kind, message: message.into(), param: None }
@@ -113,6 +118,9 @@ impl Problem {
         let status =
             StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = answer::json(status, &self.body(vendor));
+        if self.kind == Kind::Exhausted {
+            response.extensions_mut().insert(Exhausted);
+        }
         let headers = response.headers_mut();
         let retry = match self.kind {
             // No wait brings tokens back.
