@@ -1,4 +1,5 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
+//! `PARTS="flows net"` measures only those: flows, tree, net, load.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod figures;
@@ -23,6 +24,31 @@ const LOAD: Duration = Duration::from_secs(5);
 
 fn main() -> anyhow::Result<()> {
     let mut figures = Figures::new();
+    let parts = std::env::var("PARTS").unwrap_or_default();
+    let wanted = |part: &str| parts.is_empty() || parts.split_whitespace().any(|p| p == part);
+    if wanted("flows") {
+        flows(&mut figures)?;
+    }
+    if wanted("tree") {
+        tree::measure(&mut figures);
+    }
+    if wanted("net") {
+        net::measure(&mut figures);
+    }
+    if wanted("load") {
+        let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));
+        let (redeems, reads) = load::rates(&house, CLIENTS, LOAD)?;
+        figures.one("durable redeems, 64 clients", redeems, "per second");
+        figures.one("status reads, 64 clients", reads, "per second");
+    }
+    let out =
+        std::env::args().nth(1).map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    figures.publish(&out)?;
+    Ok(())
+}
+
+/// A guest's whole way, one after the other and many at once.
+fn flows(figures: &mut Figures) -> anyhow::Result<()> {
     let house = House::new(&format!("[machines]\nspares = 1\n{FREE_RATE}"));
     // The golden image exists before anything is timed, and with it the first spare.
     let first = house.guest(machine());
@@ -74,18 +100,6 @@ fn main() -> anyhow::Result<()> {
         let kills = done.iter().map(|one| kill(&house, &one.guest)).collect();
         figures.samples(&format!("kill to verified answer, beside up to {at_once}"), kills);
     }
-    drop(house);
-
-    tree::measure(&mut figures);
-    net::measure(&mut figures);
-
-    let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));
-    let (redeems, reads) = load::rates(&house, CLIENTS, LOAD)?;
-    figures.one("durable redeems, 64 clients", redeems, "per second");
-    figures.one("status reads, 64 clients", reads, "per second");
-    let out =
-        std::env::args().nth(1).map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
-    figures.publish(&out)?;
     Ok(())
 }
 
