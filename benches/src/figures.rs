@@ -23,7 +23,7 @@ impl Figures {
         ms.sort_by(f64::total_cmp);
         let at = |q: f64| ms[((ms.len() - 1) as f64 * q).round() as usize];
         let (p50, p95, p99, max) = (at(0.5), at(0.95), at(0.99), at(1.0));
-        let cell = |v: f64| format!("{v:.1}");
+        let cell = |v: f64| if v < 10.0 { format!("{v:.2}") } else { format!("{v:.1}") };
         self.table.add_row([
             name.to_owned(),
             ms.len().to_string(),

@@ -57,6 +57,15 @@ for _ in range(50):
     print("connect", (time.monotonic() - began) * 1e3)
 "#;
 
+/// A machine on one kind of link.
+struct Machine {
+    name: &'static str,
+    house: House,
+    id: String,
+    /// What it said, line by line.
+    said: String,
+}
+
 /// What one kind of link does.
 struct Measured {
     up: f64,
@@ -64,10 +73,9 @@ struct Measured {
     trip: f64,
 }
 
-/// Measures both.
+/// Measures both, in turns: what else the host does meanwhile is shared.
 pub fn measure(figures: &mut Figures) {
     let outside = Outside::new();
-    let ours = one(figures, &outside, "gateway", QEMU);
     let dir = tempfile::tempdir().unwrap();
     // The same arguments, but for the link's other end: it is no part of a snapshot.
     let wrapper = dir.path().join("qemu-user-networking");
@@ -78,45 +86,64 @@ pub fn measure(figures: &mut Figures) {
          args+=(\"$arg\")\ndone\nexec {QEMU} \"${{args[@]}}\"\n"
     );
     std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-    std::fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
-    let theirs = one(figures, &outside, "QEMU user", wrapper.to_str().unwrap());
-    figures.one("upload, gateway / QEMU user networking", ours.up / theirs.up, "times");
-    figures.one("download, gateway / QEMU user networking", ours.down / theirs.down, "times");
-    figures.one("round trip, gateway / QEMU user networking", ours.trip / theirs.trip, "times");
+    for path in [dir.path(), &wrapper] {
+        std::fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut both =
+        [start("gateway", QEMU), start("QEMU user networking", wrapper.to_str().unwrap())];
+    for _ in 0..TRANSFERS {
+        for machine in &mut both {
+            let run = format!("python3 /tmp/c.py {} {BYTES} 1 {TRIPS}", outside.v4());
+            let ran = machine.house.sh(&machine.id, &run);
+            assert_eq!(ran.code, Some(0), "{ran:?}");
+            machine.said += &(ran.text() + "\n");
+        }
+    }
+    let [ours, theirs] = both.map(|machine| machine.sum_up(figures));
+    let mut ratio = |what: &str, of: f64, to: f64| {
+        figures.one(&format!("{what}, gateway / QEMU user networking"), of / to, "times");
+    };
+    ratio("upload", ours.up, theirs.up);
+    ratio("download", ours.down, theirs.down);
+    ratio("round trip", ours.trip, theirs.trip);
 }
 
-fn one(figures: &mut Figures, outside: &Outside, name: &str, qemu: &str) -> Measured {
+fn start(name: &'static str, qemu: &str) -> Machine {
     let house = House::new(&format!("[machines]\nqemu = \"{qemu}\"\n"));
     let body = json!({"command": ["sleep", "infinity"], "vcpus": 1, "memory_mb": 512,
         "disk_gb": 0.5, "idle_policy": "leave-running"});
     let id = house.socket().post("/v1/instances", &body).expect(201)["id"].clone();
-    let id = id.as_str().unwrap();
-    house.until_instance(id, "running");
+    let id = id.as_str().unwrap().to_owned();
+    house.until_instance(&id, "running");
     let client = CLIENT
         .replace("SINK", &SINK.to_string())
         .replace("SOURCE", &SOURCE.to_string())
         .replace("ECHO", &ECHO.to_string());
-    let script = format!(
-        "cat > /tmp/c.py <<'END'\n{client}\nEND\npython3 /tmp/c.py {} {BYTES} {TRANSFERS} {TRIPS}",
-        outside.v4()
-    );
-    let ran = house.sh(id, &script);
+    let ran = house.sh(&id, &format!("cat > /tmp/c.py <<'END'\n{client}\nEND"));
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let of = |what: &str| -> Vec<f64> {
-        let text = ran.text();
-        let lines = text.lines().filter_map(|line| line.strip_prefix(what)?.trim().parse().ok());
-        lines.collect()
-    };
-    let rates = |figures: &mut Figures, what: &str| {
-        let mut all = of(what);
+    Machine { name, house, id, said: String::new() }
+}
+
+impl Machine {
+    fn samples(&self, what: &str) -> Vec<f64> {
+        let lines = self.said.lines();
+        lines.filter_map(|line| line.strip_prefix(what)?.trim().parse().ok()).collect()
+    }
+
+    fn rate(&self, figures: &mut Figures, what: &str) -> f64 {
+        let mut all = self.samples(what);
         all.sort_by(f64::total_cmp);
         let median = all[all.len() / 2];
-        figures.one(&format!("{what}load through {name}, 1 connection"), median, "MiB/s");
+        let name = format!("{what}load through {}, 1 connection", self.name);
+        figures.one(&name, median, "MiB/s");
         median
-    };
-    let (up, down) = (rates(figures, "up"), rates(figures, "down"));
-    let trip = figures.samples(&format!("round trip of 64 bytes through {name}"), of("trip"));
-    figures.samples(&format!("connect through {name}"), of("connect"));
-    Measured { up, down, trip }
+    }
+
+    fn sum_up(self, figures: &mut Figures) -> Measured {
+        let (up, down) = (self.rate(figures, "up"), self.rate(figures, "down"));
+        let trip = format!("round trip of 64 bytes through {}", self.name);
+        let trip = figures.samples(&trip, self.samples("trip"));
+        figures.samples(&format!("connect through {}", self.name), self.samples("connect"));
+        Measured { up, down, trip }
+    }
 }

@@ -72,7 +72,7 @@ async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Ans
         capabilities: BackendCapabilities {
             pause_resume: true,
             persistent_pause: false,
-            network_backend: "none".to_owned(),
+            network_backend: "gateway".to_owned(),
             accel: probe.map(|p| p.accel.clone()).unwrap_or_default(),
             cgroups: probe.map(|p| p.cgroups.clone()).unwrap_or_default(),
             limits: probe.map(|p| p.limits.clone()).unwrap_or_default(),
