@@ -27,3 +27,4 @@ mod spares;
 mod tidy;
 mod tree;
 mod values;
+mod web;

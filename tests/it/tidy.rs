@@ -26,9 +26,11 @@ const CRATES: [(&str, &[&str]); 11] = [
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("doors", &["app", "config", "keys"]),
-    ("hatch", &["app", "config", "ctx", "keys", "lifecycle"]),
+    ("hatch", &["app", "config", "ctx", "keys", "lifecycle", "passing"]),
+    ("web", &["app", "ctx", "passing"]),
+    ("passing", &[]),
     ("broker", &["app", "keys", "lifecycle", "tokens"]),
     ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router", "tokens"]),
     ("lifecycle", &["config", "ctx", "keys", "ledger", "metrics", "router", "tokens"]),

@@ -418,6 +418,8 @@ pub struct DaemonStatus {
     pub provisioner: String,
     pub capabilities: BackendCapabilities,
     pub listen: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<String>,
     pub started_at: Time,
     pub counts: Counts,
     pub tasks: BTreeMap<String, String>,

@@ -81,6 +81,8 @@ pub struct Config {
     pub host_services: BTreeMap<ServiceName, SocketAddr>,
     /// Public ports: first and last.
     pub ports: (u16, u16),
+    /// Where machines are reached by name, if they are.
+    pub by_name: Option<SocketAddr>,
     /// Address on which public ports listen.
     pub ports_bind: IpAddr,
     /// Requests per second and address on public routes; 0 switches the limit off.
@@ -179,6 +181,8 @@ struct FileConfig {
     #[serde(default)]
     host_services: BTreeMap<String, ServiceSection>,
     #[serde(default)]
+    router: RouterSection,
+    #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
     rate_limit: RateSection,
@@ -234,6 +238,22 @@ fn kits(said: CapabilityBody) -> Result<Capabilities, Refusal> {
 struct IdleSection {
     pause_after_secs: Option<u64>,
     suspend_after_secs: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouterSection {
+    listen: Option<String>,
+}
+
+/// `127.0.0.1:8099`, another address, or `off`.
+fn by_name(section: RouterSection) -> Result<Option<SocketAddr>, BadConfig> {
+    match section.listen.as_deref().unwrap_or("127.0.0.1:8099") {
+        "off" => Ok(None),
+        address => address.parse().map(Some).map_err(|_| {
+            bad("router.listen", format!("{address} is neither ADDRESS:PORT nor off"))
+        }),
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -440,6 +460,7 @@ pub fn build(
         providers: hatch::providers(file.llm)?,
         host_services: hatch::services(file.host_services)?,
         ports,
+        by_name: by_name(file.router)?,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),
         rate_burst: file.rate_limit.burst.unwrap_or(200),

@@ -16,9 +16,11 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod metrics;
+mod passing;
 mod router;
 mod tokens;
 mod watch;
+mod web;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -164,9 +166,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
     let follower = tokio::spawn(lifecycle.clone().follow());
-    let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
+    let by_name = web::bind(ctx.config.by_name).await;
+    let named_at = by_name.as_ref().and_then(|listener| listener.local_addr().ok());
+    let probe = Arc::new(probe);
+    let app = App { started_at: ctx.now(), probe, ctx, lifecycle, router, named_at };
+    let by_name_app = app.clone();
     let broker = tokio::spawn(broker::run(app.clone(), calling));
     let hatch = tokio::spawn(hatch::run(app.clone(), knocking));
+    let by_name = tokio::spawn(async move {
+        if let Some(listener) = by_name {
+            web::run(by_name_app, listener).await;
+        }
+    });
     let doors = doors::open(listeners, app);
     let pid_file = data.join("aegisd.pid");
     announce(&pid_file)?;
@@ -180,7 +191,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping; machines go on");
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
-    for task in [sweeper, follower, broker, hatch] {
+    for task in [sweeper, follower, broker, hatch, by_name] {
         task.abort();
     }
     pool.close().await;

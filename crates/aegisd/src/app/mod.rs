@@ -80,6 +80,8 @@ pub struct App {
     pub router: Router,
     /// What the worker said of this host at the start.
     pub probe: Arc<Option<aegis_wire::worker::Probe>>,
+    /// Where machines are reached by name.
+    pub named_at: Option<std::net::SocketAddr>,
     /// When this daemon started.
     pub started_at: Time,
 }

@@ -78,6 +78,7 @@ async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Ans
             limits: probe.map(|p| p.limits.clone()).unwrap_or_default(),
         },
         listen: state.listen.to_string(),
+        router: state.app.named_at.map(|at| at.to_string()),
         started_at: app.started_at,
         counts: Counts { invites_active, guests_live, instances: all.len() as u64, machines },
         tasks,

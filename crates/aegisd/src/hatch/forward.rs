@@ -11,7 +11,7 @@ use aegis_wire::egress::{HostName, never};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::header::{HOST, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -22,18 +22,7 @@ use super::answer::{self, Body};
 use super::machine::Machine;
 use super::placeholder::{self, Placeholder};
 use crate::app;
-
-/// Headers that are about one connection only.
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+use crate::passing::{is_upgrade, strip};
 
 /// One connection from a machine, and the one that goes on from it.
 pub(super) struct Line {
@@ -267,66 +256,4 @@ fn put_secrets(machine: &Machine, headers: &mut HeaderMap, host: &str) -> Result
         secret.ok().flatten().map(|s| s.value)
     };
     Ok(placeholder::replace(headers, host, &own, open)?)
-}
-
-fn is_upgrade(headers: &HeaderMap) -> bool {
-    let says = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
-    let mut words = says.flat_map(|v| v.split(','));
-    headers.contains_key(UPGRADE) && words.any(|w| w.trim().eq_ignore_ascii_case("upgrade"))
-}
-
-/// Takes out what is about one connection only; an upgrade is for both.
-fn strip(headers: &mut HeaderMap, upgrade: bool) {
-    let upgraded = headers.get(UPGRADE).filter(|_| upgrade).cloned();
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-    if let Some(what) = upgraded {
-        headers.insert(UPGRADE, what);
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(of: &[(&'static str, &'static str)]) -> HeaderMap {
-        of.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
-    }
-
-    #[test]
-    fn what_is_about_one_connection_stays_there() {
-        let all = [
-            ("connection", "keep-alive, X-Own"),
-            ("x-own", "1"),
-            ("keep-alive", "5"),
-            ("transfer-encoding", "chunked"),
-            ("proxy-authorization", "Basic x"),
-            ("accept", "*/*"),
-        ];
-        let mut got = headers(&all);
-        strip(&mut got, false);
-        assert_eq!(got, headers(&[("accept", "*/*")]));
-    }
-
-    #[test]
-    fn an_upgrade_goes_through() {
-        let all = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
-        let mut got = headers(&all);
-        assert!(is_upgrade(&got));
-        strip(&mut got, true);
-        assert_eq!(got, headers(&[("upgrade", "websocket"), ("connection", "upgrade")]));
-        assert!(!is_upgrade(&headers(&[("upgrade", "h2c")])));
-    }
 }
