@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::tokens::Signer;
-pub use authority::{Authorities, LEAF_VALID, Leaf};
+pub use authority::{Authorities, LEAF_VALID};
 pub use vault::{Sealed, Vault};
 
 /// A key for one purpose.

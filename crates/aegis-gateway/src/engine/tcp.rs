@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use aegis_wire::door::Knock;
 use aegis_wire::egress::{Admitted, Denied, Policy, rule};
 use mio::Interest;
-use mio::net::{TcpStream, UnixStream};
+use mio::net::TcpStream;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::tcp::State;
 
+use super::aside::Via;
 use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, Turn, knock};
 use super::{Engine, SOON, Who, is_gateway};
 use crate::dns;
@@ -28,7 +29,7 @@ const BUFFER_DNS: usize = 16 * 1024;
 /// Flows with less buffer than this get less from the kernel, too.
 const BUFFER_PLENTY: usize = 128 * 1024;
 /// A door whose queue is full is tried again after this.
-const REDIAL: Duration = Duration::from_millis(20);
+pub(super) const REDIAL: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// A TCP segment from the guest.
@@ -93,16 +94,15 @@ impl Engine {
         if self.meter.is_exhausted() {
             return Err(Denied::new(rule::LIMIT, to, "nothing more"));
         }
-        let hatch = |name| self.via_hatch.contains(name);
-        let via_hatch = to.port() == doors::PORT && names.iter().any(hatch);
-        Ok(Outside { to, names, by, said: None, via_hatch })
+        let via = self.via_hatch.via(to.port(), &names);
+        Ok(Outside { to, names, by, said: None, via })
     }
 
     fn open(&mut self, ends: Ends, target: Target, syn: &[u8]) {
         let until = self.now + self.config.budgets.connect;
         let (prefix, held) = match &target {
             Target::Door(door) => (knock(door), false),
-            Target::Outside(o) => (Vec::new(), o.via_hatch || o.by == Admitted::ByName),
+            Target::Outside(o) => (Vec::new(), o.via != Via::Nobody || o.by == Admitted::ByName),
             Target::Dns(_) => (Vec::new(), false),
         };
         self.serial += 1;
@@ -142,9 +142,9 @@ impl Engine {
 
     /// Begins to connect the other end.
     fn dial(&mut self, slot: usize) {
-        let flow = &mut self.flows[slot];
-        let direct = match &flow.target {
-            Target::Outside(outside) if !outside.via_hatch => Some(outside.to),
+        let direct = match &self.flows[slot].target {
+            // Who is not there is told so, also where a hello may lead it aside.
+            Target::Outside(outside) if outside.via != Via::Http => Some(outside.to),
             _ => None,
         };
         let token = Who::Tcp(slot).token();
@@ -155,14 +155,11 @@ impl Engine {
                 registry.register(&mut stream, token, interest)?;
                 Ok(Other::Tcp(stream))
             }),
-            None => UnixStream::connect(&self.config.door).and_then(|mut stream| {
-                registry.register(&mut stream, token, interest)?;
-                Ok(Other::Unix(stream))
-            }),
+            None => self.dial_hatch(slot),
         };
         match other {
             Ok(other) => {
-                flow.other = Some(other);
+                self.flows[slot].other = Some(other);
                 self.dialled(slot);
             }
             Err(e) if direct.is_none() && e.kind() == io::ErrorKind::WouldBlock => {
@@ -303,6 +300,7 @@ impl Engine {
                 Ok(Turn::Done) => {}
                 Ok(Turn::Again) => self.queue(slot),
                 Ok(Turn::Thirsty) => self.thirst(slot),
+                Ok(Turn::Aside) => self.turn_aside(slot),
                 Err(Broken::Other) => return self.reset(slot, false),
                 Err(Broken::Denied(denied)) => {
                     self.deny(denied);
@@ -391,6 +389,7 @@ impl Engine {
         let idle = flow.last_used + self.config.budgets.tcp_idle;
         let mut at = match &flow.stage {
             Stage::Dialing { until, .. } | Stage::Accepting { until } => *until,
+            Stage::Turning { until } => (*until).min(self.now + REDIAL),
             Stage::Open | Stage::Resetting => idle,
         };
         if let (false, Some(stack)) = (flow.starved, &flow.stack)
@@ -415,7 +414,10 @@ impl Engine {
                     self.dial(slot);
                 }
             }
-            Stage::Accepting { until } if over(until) => self.reset(slot, true),
+            Stage::Accepting { until } | Stage::Turning { until } if over(until) => {
+                self.reset(slot, true);
+            }
+            Stage::Turning { .. } => self.knock_aside(slot),
             Stage::Open if over(&(flow.last_used + idle)) => self.reset(slot, true),
             // It was told, or does not listen.
             Stage::Resetting if over(&(flow.last_used + idle)) => self.remove(slot),
@@ -475,7 +477,7 @@ pub(super) fn may_stay(flow: &Flow, policy: &Policy, own: &[IpAddr]) -> bool {
         Target::Dns(_) => true,
         Target::Door(Knock::Llm) => policy.llm,
         Target::Door(Knock::Service { name }) => policy.service(name).is_ok(),
-        Target::Door(Knock::Http { .. }) => false,
+        Target::Door(Knock::Http { .. } | Knock::Https { .. }) => false,
         Target::Outside(outside) => outside_may_stay(outside, policy, own),
     }
 }
