@@ -188,6 +188,16 @@ fn a_hello_for_a_host_with_secrets_goes_through_the_hatch() {
     assert_eq!(world.counts().egress_bytes - sent, said.len() as u64);
     drop(stream);
     assert_eq!(read_all(&mut inside).unwrap(), b"");
+    // An allow-list that admits it by name does, too, and says no to others.
+    let https = vec!["api.example".to_owned()];
+    let by_name = ViaHatch { http: vec![], https };
+    world.gateway.set_policy(internet(&[&["api.example:443"]]), by_name);
+    let mut inside = world.connect("203.0.113.5:443").unwrap();
+    inside.write_all(&said).unwrap();
+    assert!(matches!(knocked(&hatch).0, Knock::Https { .. }));
+    let mut inside = world.connect("203.0.113.5:443").unwrap();
+    inside.write_all(&hello(Some("web.example"))).unwrap();
+    assert_eq!(read_all(&mut inside).unwrap_err().kind(), ErrorKind::ConnectionReset);
     // Nobody there: as everywhere.
     drop(listener);
     world.refused("203.0.113.5:443");
