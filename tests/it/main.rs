@@ -21,6 +21,7 @@ mod logs;
 mod many;
 mod metrics;
 mod outside;
+mod placeholders;
 mod secrets;
 mod services;
 mod spares;

@@ -1,9 +1,10 @@
 //! A house: a home directory of its own with a real daemon in it. Nothing of it stays.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct House {
     no_auth: bool,
     /// Whether the settings speak of spare machines; else none are made, as no test counts them.
     spares: bool,
+    /// What is in the daemon's environment, beside the path.
+    env: Vec<(String, String)>,
     daemon: Option<Child>,
     address: Option<SocketAddr>,
 }
@@ -43,15 +46,20 @@ pub struct House {
 impl House {
     /// A house whose host routes ask for the host's token.
     pub fn new(settings: &str) -> House {
-        House::build(settings, false)
+        House::build(settings, false, &[])
+    }
+
+    /// A house whose daemon has this in its environment.
+    pub fn with_env(settings: &str, env: &[(&str, &str)]) -> House {
+        House::build(settings, false, env)
     }
 
     /// A house that asks nobody who they are.
     pub fn without_auth(settings: &str) -> House {
-        House::build(settings, true)
+        House::build(settings, true, &[])
     }
 
-    fn build(settings: &str, no_auth: bool) -> House {
+    fn build(settings: &str, no_auth: bool, env: &[(&str, &str)]) -> House {
         let home = tempfile::Builder::new().prefix("aegis-it-").tempdir_in("/tmp").unwrap();
         std::fs::write(home.path().join("aegis.toml"), settings).unwrap();
         std::fs::create_dir(home.path().join("data")).unwrap();
@@ -66,6 +74,7 @@ impl House {
             home,
             no_auth,
             spares: settings.contains("spares"),
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             daemon: None,
             address: None,
         };
@@ -88,6 +97,7 @@ impl House {
             command.arg("--no-auth");
         }
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if !self.spares {
             command.env("AEGIS_SPARES", "0");
         }
@@ -154,6 +164,21 @@ impl House {
     /// Through a machine's hatch.
     pub fn knock(&self, instance: &str, knock: &Knock) -> Client {
         Client::hatch(self.hatch(instance), knock)
+    }
+
+    /// A knock at a machine's hatch that nobody answers, whatever TLS is said after it.
+    #[track_caller]
+    pub fn knocks_in_vain(&self, instance: &str, knock: &Knock) {
+        let mut stream = UnixStream::connect(self.hatch(instance)).unwrap();
+        stream.set_read_timeout(Some(READY)).unwrap();
+        let line = serde_json::to_string(knock).unwrap();
+        // The other side may be gone already. These are the first bytes of a hello.
+        let _ = stream.write_all(format!("{line}\n\x16\x03\x01").as_bytes());
+        let mut said = Vec::new();
+        let ended = stream.read_to_end(&mut said);
+        let reset = ended.as_ref().is_err_and(|e| e.kind() == ErrorKind::ConnectionReset);
+        assert!(ended.is_ok() || reset, "{ended:?}");
+        assert!(said.is_empty(), "{said:?}");
     }
 
     /// Where a machine's hatch is.

@@ -31,6 +31,16 @@ pub struct Config {
     pub book: Option<File>,
 }
 
+/// Hosts that are reached through the hatch, which puts secrets into requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ViaHatch {
+    /// By plain HTTP, at port 80.
+    pub http: Vec<String>,
+    /// By TLS, at port 443, where a hello asks for one of them at an address that it led to. What asks
+    /// for another there goes straight on.
+    pub https: Vec<String>,
+}
+
 /// A running gateway: one thread. It ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Gateway(Arc<Handle>);
@@ -56,7 +66,7 @@ pub(crate) struct Shared {
 pub(crate) struct Wanted {
     pub end: bool,
     pub cut: bool,
-    pub policy: Option<(Policy, Vec<String>)>,
+    pub policy: Option<(Policy, ViaHatch)>,
     pub allowance: Option<(u64, bool)>,
     /// Answered with what was sent; nothing more is until an allowance comes that was set later.
     pub trim: Vec<oneshot::Sender<u64>>,
@@ -122,12 +132,12 @@ impl Gateway {
         self.want(|wanted| wanted.link = Some(Link::Unplugged));
     }
 
-    /// What the machine may reach from now on; flows that it may not have any more are reset. Plain
-    /// HTTP to the hosts in `via_hatch`, at port 80, goes through the hatch.
+    /// What the machine may reach from now on; flows that it may not have any more are reset. What goes
+    /// to the hosts in `via_hatch` goes through the hatch.
     ///
     /// A policy is in force for every frame that is sent after this returned; one that is set before
     /// a link is plugged, before its first frame.
-    pub fn set_policy(&self, policy: Policy, via_hatch: Vec<String>) {
+    pub fn set_policy(&self, policy: Policy, via_hatch: ViaHatch) {
         self.want(|wanted| wanted.policy = Some((policy, via_hatch)));
     }
 

@@ -31,6 +31,6 @@ mod timers;
 
 pub use aegis_wire::egress::Policy;
 pub use budgets::Budgets;
-pub use handle::{Config, Gateway};
+pub use handle::{Config, Gateway, ViaHatch};
 pub use meter::Counts;
 pub use news::News;

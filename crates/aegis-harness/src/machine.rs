@@ -20,9 +20,9 @@ use crate::disks::Disks;
 use crate::guest::Guest;
 use crate::hands::Hands;
 use crate::note::note;
-use crate::primary;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
+use crate::{primary, trust};
 
 /// The machine as its harness sees it.
 pub struct Machine {
@@ -145,6 +145,7 @@ impl Machine {
             life.streams.take().ok_or_else(|| conflict(Phase::Running))?
         };
         let mut all = environment();
+        all.extend(self.trust(run.ca_certificate).await);
         all.extend(run.env);
         let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
         if let Some(key) = &run.authorized_key {
@@ -167,6 +168,17 @@ impl Machine {
         life.primary =
             Some(Primary { pid, environment: wish.environment, directory: wish.directory });
         Ok(pid)
+    }
+
+    /// Makes this machine trust a certificate, or none any more; what of it is said to processes.
+    async fn trust(&self, certificate: Option<String>) -> BTreeMap<String, String> {
+        let work =
+            move || File::open("/").map(|root| trust::set(&root.into(), certificate.as_deref()));
+        let done = self.hands.run(work).await.and_then(|set| set);
+        done.unwrap_or_else(|e| {
+            note(&format!("certificates: {e}"));
+            BTreeMap::new()
+        })
     }
 
     /// Another token from now on.

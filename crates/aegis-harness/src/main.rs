@@ -30,6 +30,7 @@ mod process;
 mod reaper;
 mod root;
 mod sys;
+mod trust;
 mod uevents;
 mod warm;
 

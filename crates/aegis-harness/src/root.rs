@@ -116,7 +116,7 @@ fn write_names(own: &OwnedFd, names: &Names<'_>) {
 }
 
 /// Writes a file below a directory that user code may have filled with links.
-fn write_below(own: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
+pub fn write_below(own: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
     // A whiteout or a pipe in its place is refused, not waited for.
     let flags = flags | OFlags::NONBLOCK;

@@ -77,6 +77,8 @@ pub const SECRETS_KEPT_MAX: usize = 256;
 pub const SECRET_HOSTS_MAX: usize = 16;
 /// Bytes of all secrets that one machine gets, as JSON: with the rest of a launch they fit in a message.
 pub const SECRETS_INJECTED_MAX: usize = 256 * 1024;
+/// Hosts that one machine's own authority signs for: its certificate fits in a launch.
+pub const CA_HOSTS_MAX: usize = 256;
 /// Exposed ports of an instance.
 pub const EXPOSES_MAX: usize = 64;
 /// Words of a command.

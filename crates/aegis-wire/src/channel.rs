@@ -126,6 +126,10 @@ pub struct Run {
     /// Line for root's `authorized_keys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorized_key: Option<String>,
+    /// What the machine trusts beside its image's authorities, PEM: the host's authority for the
+    /// hosts of its placeholders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_certificate: Option<String>,
 }
 
 /// Answer to `run`.

@@ -34,6 +34,14 @@ pub enum Knock {
         /// The host name that was allowed there.
         host: String,
     },
+    /// As `Http`, inside of TLS: the hello that asks for the host follows, and the hatch is the server
+    /// that it is for, by the machine's own authority.
+    Https {
+        /// The address that was allowed: no other is connected to.
+        to: SocketAddr,
+        /// The host name that was allowed there, and asked for.
+        host: String,
+    },
 }
 
 #[cfg(test)]
@@ -57,6 +65,10 @@ mod tests {
             r#"{"door":"http","to":"[2001:db8::1]:80","host":"api.example.com"}"#
         );
         assert_eq!(serde_json::from_str::<Knock>(&text(&http)).unwrap(), http);
+        let https =
+            Knock::Https { to: "203.0.113.5:443".parse().unwrap(), host: "a.example".to_owned() };
+        let said = r#"{"door":"https","to":"203.0.113.5:443","host":"a.example"}"#;
+        assert_eq!(text(&https), said);
         assert!(serde_json::from_str::<Knock>(r#"{"door":"shell"}"#).is_err());
     }
 }

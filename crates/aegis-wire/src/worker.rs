@@ -158,6 +158,10 @@ pub struct Egress {
     /// Hosts whose plain HTTP goes through the door, so that secrets can be put in.
     #[serde(default)]
     pub via_door: Vec<String>,
+    /// Their TLS does too, as far as the machine was given its authority for them
+    /// ([`Run::ca_certificate`]) when it was launched.
+    #[serde(default)]
+    pub via_door_tls: bool,
     /// Who is asked for names.
     pub resolvers: Vec<SocketAddr>,
 }

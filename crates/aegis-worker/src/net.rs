@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aegis_gateway::{Budgets, Config, Gateway, News};
+use aegis_gateway::{Budgets, Config, Gateway, News, ViaHatch};
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::words::EgressBytes;
 use aegis_wire::worker::{Egress, EgressNews, Trimmed, run_dir};
@@ -25,6 +25,8 @@ const DENIALS_MAX: usize = 64;
 /// The gateway of one machine, and what it has to tell.
 pub struct Net {
     gateway: Gateway,
+    // Hosts that the machine's own authority signs for: those of its launch.
+    certified: Mutex<Option<Vec<String>>>,
     heard: Mutex<Heard>,
     told: Mutex<Told>,
     news: Notify,
@@ -69,6 +71,7 @@ impl Net {
         let news = gateway.news().context("the gateway's news are taken")?;
         let net = Arc::new(Net {
             gateway,
+            certified: Mutex::default(),
             heard: Mutex::default(),
             told: Mutex::default(),
             news: Notify::new(),
@@ -100,7 +103,8 @@ impl Net {
     /// What the machine may reach and send from now on.
     pub fn set(&self, terms: &Egress) {
         self.gateway.set_resolvers(terms.resolvers.clone());
-        self.gateway.set_policy(terms.policy.clone(), terms.via_door.clone());
+        let via_hatch = via_hatch(terms, &mut lock(&self.certified));
+        self.gateway.set_policy(terms.policy.clone(), via_hatch);
         let mut heard = lock(&self.heard);
         // An older word about what may be sent came late.
         if terms.version < heard.version || (terms.version == heard.version && heard.trimmed) {
@@ -159,6 +163,15 @@ impl Net {
     }
 }
 
+/// What goes through the hatch. A certificate that a machine has does not change while it runs: of its
+/// first hosts some may be taken away, and others' TLS it would not trust.
+fn via_hatch(terms: &Egress, certified: &mut Option<Vec<String>>) -> ViaHatch {
+    let said = if terms.via_door_tls { terms.via_door.clone() } else { Vec::new() };
+    let certified = certified.get_or_insert_with(|| said.clone());
+    let https = said.into_iter().filter(|host| certified.contains(host)).collect();
+    ViaHatch { http: terms.via_door.clone(), https }
+}
+
 async fn listen(net: Arc<Net>, mut news: mpsc::Receiver<News>) {
     while let Some(said) = news.recv().await {
         {
@@ -201,4 +214,34 @@ pub fn sent(run_dir: &Path) -> Option<EgressBytes> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_tls_is_taken_over_for_which_a_machine_has_no_certificate() {
+        let terms = |hosts: &[&str], tls| Egress {
+            policy: Default::default(),
+            ceiling: EgressBytes(0),
+            last: false,
+            version: 0,
+            via_door: hosts.iter().map(ToString::to_string).collect(),
+            via_door_tls: tls,
+            resolvers: Vec::new(),
+        };
+        let mut certified = None;
+        let mut https = |hosts: &[&str], tls| via_hatch(&terms(hosts, tls), &mut certified).https;
+        assert_eq!(https(&["a", "b"], true), ["a", "b"]);
+        assert_eq!(https(&["b", "c"], true), ["b"]);
+        assert_eq!(https(&["a", "b"], false), [""; 0]);
+        assert_eq!(https(&["a"], true), ["a"]);
+        // Launched without: whatever the settings say later.
+        let mut none = None;
+        for tls in [false, true] {
+            let via = via_hatch(&terms(&["a"], tls), &mut none);
+            assert_eq!((via.http, via.https), (vec!["a".to_owned()], vec![]));
+        }
+    }
 }

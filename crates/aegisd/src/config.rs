@@ -19,7 +19,7 @@ use aegis_wire::worker::Accel;
 use serde::Deserialize;
 
 pub use egress::name_servers;
-use hatch::{LlmSection, ServiceSection};
+use hatch::{LlmSection, SecretsSection, ServiceSection};
 pub use hatch::{Provider, Vendor};
 
 /// What was said on the command line.
@@ -79,6 +79,9 @@ pub struct Config {
     pub providers: Vec<Provider>,
     /// What of this host machines may be given, and where it is.
     pub host_services: BTreeMap<ServiceName, SocketAddr>,
+    /// Machines with proxy secrets trust an authority of this host's, so that placeholders work inside
+    /// of TLS.
+    pub tls_ca: bool,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Where machines are reached by name, if they are.
@@ -182,6 +185,8 @@ struct FileConfig {
     host_services: BTreeMap<String, ServiceSection>,
     #[serde(default)]
     router: RouterSection,
+    #[serde(default)]
+    secrets: SecretsSection,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -459,6 +464,7 @@ pub fn build(
         resolvers: egress::resolvers(file.egress, host.resolvers)?,
         providers: hatch::providers(file.llm)?,
         host_services: hatch::services(file.host_services)?,
+        tls_ca: file.secrets.tls_ca,
         ports,
         by_name: by_name(file.router)?,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
@@ -530,6 +536,14 @@ mod tests {
         let long = format!("/{}", "x".repeat(HOME_MAX));
         assert_eq!(with(none(), &[("AEGIS_HOME", &long)], "").unwrap_err().setting, "home");
         assert_eq!(with(none(), &[("AEGIS_HOME", "rel")], "").unwrap_err().setting, "home");
+    }
+
+    #[test]
+    fn nobody_looks_into_tls_unless_it_is_said() {
+        let tls_ca = |file: &str| with(Flags::default(), &[], file).map(|c| c.tls_ca);
+        assert_eq!((tls_ca(""), tls_ca("[secrets]")), (Ok(false), Ok(false)));
+        assert_eq!(tls_ca("[secrets]\ntls_ca = true"), Ok(true));
+        assert_eq!(tls_ca("[secrets]\nca = true").unwrap_err().setting, "aegis.toml");
     }
 
     #[test]

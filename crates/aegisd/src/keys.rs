@@ -3,6 +3,7 @@
 //! Codes and tokens are MACs over ids, so that a retried redeem finds the same token and a host can
 //! see a code again, while the ledger holds only hashes (contracts/couch.md 3).
 
+mod authority;
 mod vault;
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -19,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::tokens::Signer;
+pub use authority::{Authorities, LEAF_VALID};
 pub use vault::{Sealed, Vault};
 
 /// A key for one purpose.
@@ -48,6 +50,8 @@ pub struct Keys {
     host_token: SecretHash,
     /// Seals secrets.
     pub vault: Vault,
+    /// Sign for hosts of proxy secrets.
+    pub authorities: Authorities,
     /// Mints and looks at capability tokens.
     pub capabilities: Signer,
 }
@@ -77,6 +81,7 @@ impl Keys {
                 &Key::derive(&master, b"aegis secret store v1").0,
                 Key::derive(&master, b"aegis secret placeholder v1"),
             ),
+            authorities: Authorities::new(Key::derive(&master, b"aegis machine authority v1")),
             capabilities: Signer::new(&Key::derive(&master, b"aegis capability token v1").0),
         })
     }

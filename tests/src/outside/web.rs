@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{HOST, HeaderValue, LOCATION};
+use hyper::header::{CONNECTION, HOST, HeaderValue, LOCATION, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -96,6 +96,7 @@ impl Web {
         // A client that goes away is no failure of the server's.
         let _ = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
             .await;
     }
 
@@ -134,6 +135,20 @@ impl Web {
                 let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
                 let headers: Vec<_> = headers.map(|(k, v)| json!([k.as_str(), text(v)])).collect();
                 say(200, json!(headers).to_string())
+            }
+            // Something else than HTTP from here on, which says back what it hears.
+            ("speak", _) => {
+                let switched = hyper::upgrade::on(request);
+                tokio::spawn(async move {
+                    let Ok(stream) = switched.await else { return };
+                    let (mut from, mut to) = tokio::io::split(TokioIo::new(stream));
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                });
+                let mut response = say(101, String::new());
+                let headers = response.headers_mut();
+                headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(UPGRADE, HeaderValue::from_static("echo"));
+                response
             }
             ("upload", _) => match request.into_body().collect().await {
                 Ok(body) => say(200, json!({"bytes": body.to_bytes().len()}).to_string()),

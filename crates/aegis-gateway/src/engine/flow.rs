@@ -12,6 +12,7 @@ use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp;
 use smoltcp::wire::IpListenEndpoint;
 
+use super::aside::Via;
 use crate::dns::Stream;
 use crate::meter::{Counters, Meter};
 use crate::packet::Ends;
@@ -76,8 +77,8 @@ pub(crate) struct Outside {
     pub by: Admitted,
     /// What was said in the first bytes, and where.
     pub said: Option<(&'static str, Vec<HostName>)>,
-    /// Through the hatch, which may put secrets into its requests.
-    pub via_hatch: bool,
+    /// The hatch may put secrets into its requests.
+    pub via: Via,
 }
 
 pub(crate) enum Stage {
@@ -91,6 +92,10 @@ pub(crate) enum Stage {
         until: Instant,
     },
     Open,
+    /// Its other end is to be the hatch from now on.
+    Turning {
+        until: Instant,
+    },
     /// Nothing is left but to tell the guest.
     Resetting {
         until: Instant,
@@ -115,6 +120,15 @@ pub(crate) struct Turn {
     pub again: bool,
     /// It wants to send, and nothing is allowed any more.
     pub thirsty: bool,
+    /// Its hello asks for a host that is reached through the hatch.
+    pub aside: bool,
+}
+
+/// What becomes of what the guest said first.
+enum Hold {
+    More,
+    On,
+    Aside,
 }
 
 /// Why a flow must be reset.
@@ -191,7 +205,14 @@ impl Flow {
 
         if self.held {
             let Target::Outside(outside) = &mut self.target else { return Ok(Turn::default()) };
-            self.held = hold(socket, self.guest_ended, outside, &mut self.prefix, gate)?;
+            match hold(socket, self.guest_ended, outside, &mut self.prefix, gate)? {
+                Hold::More => {}
+                Hold::On => self.held = false,
+                Hold::Aside => {
+                    self.held = false;
+                    return Ok(Turn { aside: true, ..Turn::default() });
+                }
+            }
         }
         while !self.held && self.writable && sent_up < TURN {
             if !self.prefix.is_empty() {
@@ -267,7 +288,7 @@ impl Flow {
         if sent_up + sent_down > 0 {
             self.last_used = gate.now;
         }
-        Ok(Turn { again: sent_up >= TURN || sent_down >= TURN, thirsty })
+        Ok(Turn { again: sent_up >= TURN || sent_down >= TURN, thirsty, aside: false })
     }
 
     /// Whether nothing is left to be said in either direction, and the guest knows it.
@@ -292,33 +313,38 @@ impl Flow {
     }
 }
 
-/// Looks for a name in what the guest said first; true if there is not enough of it yet.
+/// Looks for a name in what the guest said first.
 fn hold(
     socket: &mut tcp::Socket<'_>,
     ended: bool,
     outside: &mut Outside,
     prefix: &mut Vec<u8>,
     gate: &Gate<'_>,
-) -> Result<bool, Broken> {
+) -> Result<Hold, Broken> {
     let room = socket.recv_capacity().min(FIRST_MAX);
     let first = if socket.can_recv() { socket.peek(FIRST_MAX).unwrap_or_default() } else { &[] };
     let heard = listen(first, room, ended);
     let denied = match heard {
-        Heard::More => return Ok(true),
-        Heard::Other if outside.via_hatch && !first.is_empty() => {
+        Heard::More => return Ok(Hold::More),
+        Heard::Other if outside.via == Via::Http && !first.is_empty() => {
             Denied::new(rule::HOST, outside.to, "HTTP, as a secret may be put into it")
         }
-        Heard::Other => return Ok(false),
+        Heard::Other => return Ok(Hold::On),
+        // It was listened to for the hatch alone, and is not for it.
+        Heard::Unclear(_) if outside.by == Admitted::ByAddress && outside.via != Via::Http => {
+            return Ok(Hold::On);
+        }
         Heard::Names(rule, names) => match judge(outside, rule, &names, gate.policy) {
-            Ok(knock) => {
-                prefix.extend(knock);
+            Ok(asked) => {
+                let aside = matches!(asked, Some(Knock::Https { .. }));
+                prefix.extend(asked.iter().flat_map(knock));
                 outside.said = Some((rule, names));
-                return Ok(false);
+                return Ok(if aside { Hold::Aside } else { Hold::On });
             }
             Err(denied) => denied,
         },
         Heard::Unclear(rule) => match gate.policy.spoken(outside.to, None, rule) {
-            Ok(()) => return Ok(false),
+            Ok(()) => return Ok(Hold::On),
             Err(denied) => denied,
         },
     };
@@ -331,14 +357,20 @@ fn judge(
     rule: &'static str,
     names: &[HostName],
     policy: &Policy,
-) -> Result<Vec<u8>, Denied> {
+) -> Result<Option<Knock>, Denied> {
     if outside.by == Admitted::ByName {
         for name in names {
             policy.spoken(outside.to, Some(name), rule)?;
         }
     }
-    if !outside.via_hatch {
-        return Ok(Vec::new());
+    if let Via::Hello(hosts) = &outside.via {
+        // One name, which led here: all else is between the guest and who is there.
+        let asked = (names.len() == 1 && rule == rule::SNI).then(|| &names[0]);
+        let host = asked.filter(|name| hosts.contains(name));
+        return Ok(host.map(|h| Knock::Https { to: outside.to, host: h.to_string() }));
+    }
+    if outside.via == Via::Nobody {
+        return Ok(None);
     }
     // A secret goes only where the name that it is for led; so no other name is said there.
     let (Some(host), true) = (names.first(), rule == rule::HOST) else {
@@ -348,7 +380,7 @@ fn judge(
         let led: Vec<&str> = outside.names.iter().map(HostName::as_str).collect();
         return Err(Denied::new(rule, format!("{other} at {}", outside.to), led.join(", ")));
     }
-    Ok(knock(&Knock::Http { to: outside.to, host: host.to_string() }))
+    Ok(Some(Knock::Http { to: outside.to, host: host.to_string() }))
 }
 
 /// A knock as it is said.

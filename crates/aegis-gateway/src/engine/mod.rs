@@ -1,6 +1,7 @@
 //! The gateway's thread: it waits for the link, for sockets, for the owner and for deadlines, and
 //! does what they bring, a bounded part at a time.
 
+mod aside;
 mod flow;
 mod tcp;
 mod udp;
@@ -12,7 +13,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aegis_wire::egress::{Denied, HostName, Policy};
+use aegis_wire::egress::{Denied, Policy};
 use aegis_wire::link::{GATEWAY, PREFIX};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -23,7 +24,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use crate::budgets::Bucket;
 use crate::dns;
 use crate::doors::Doors;
-use crate::handle::{Config, Link, Shared, Wanted};
+use crate::handle::{Config, Link, Shared, ViaHatch, Wanted};
 use crate::link::{Incoming, Outgoing, Port, Read};
 use crate::meter::Meter;
 use crate::news::{Denials, Teller};
@@ -97,7 +98,7 @@ pub(crate) struct Engine {
     pub denials: Denials,
     pub meter: Meter,
     pub policy: Policy,
-    pub via_hatch: Vec<HostName>,
+    pub via_hatch: aside::Hosts,
     pub doors: Doors,
     pub own: OwnAddresses,
     pub dns: dns::Dns,
@@ -153,7 +154,7 @@ impl Engine {
             dns: dns::Dns::new(&budgets, now),
             bucket: Bucket::new(budgets.new_flows_per_second, budgets.new_flows_burst, now),
             policy: Policy::default(),
-            via_hatch: Vec::new(),
+            via_hatch: aside::Hosts::default(),
             doors: Doors::default(),
             own: OwnAddresses::default(),
             is_cut: false,
@@ -275,7 +276,7 @@ impl Engine {
             self.drop_queries();
         }
         if let Some((policy, via_hatch)) = wanted.policy {
-            self.set_policy(policy, via_hatch);
+            self.set_policy(policy, &via_hatch);
         }
         if let Some(door) = wanted.door {
             self.config.door = door;
@@ -309,10 +310,10 @@ impl Engine {
         }
     }
 
-    fn set_policy(&mut self, policy: Policy, via_hatch: Vec<String>) {
+    fn set_policy(&mut self, policy: Policy, via_hatch: &ViaHatch) {
         self.doors.learn(&policy);
         self.policy = policy;
-        self.via_hatch = via_hatch.iter().filter_map(|host| host.parse().ok()).collect();
+        self.via_hatch = aside::Hosts::parse(via_hatch);
         let own = self.own.at(self.now).to_vec();
         let policy = self.policy.clone();
         let mut refused: Vec<usize> = Vec::new();

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use aegis_wire::door::Knock;
 use aegis_wire::egress::{Admitted, Denied, Policy, rule};
 use mio::Interest;
-use mio::net::{TcpStream, UnixStream};
+use mio::net::TcpStream;
 use smoltcp::iface::{PollIngressSingleResult, PollResult};
 use smoltcp::socket::tcp::State;
 
+use super::aside::Via;
 use super::flow::{Broken, Flow, Gate, Other, Outside, Stack, Stage, Target, knock};
 use super::{Engine, SOON, Who, is_gateway};
 use crate::budgets::BUFFER_MIN;
@@ -23,7 +24,7 @@ use crate::packet::{Ends, Ip, Tcp};
 /// Flows with less buffer than this get less from the kernel, too.
 const BUFFER_PLENTY: usize = 128 * 1024;
 /// A door whose queue is full is tried again after this.
-const REDIAL: Duration = Duration::from_millis(20);
+pub(super) const REDIAL: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// A TCP segment from the guest.
@@ -88,16 +89,15 @@ impl Engine {
         if self.meter.is_exhausted() {
             return Err(Denied::new(rule::LIMIT, to, "nothing more"));
         }
-        let hatch = |name| self.via_hatch.contains(name);
-        let via_hatch = to.port() == doors::PORT && names.iter().any(hatch);
-        Ok(Outside { to, names, by, said: None, via_hatch })
+        let via = self.via_hatch.via(to.port(), &names);
+        Ok(Outside { to, names, by, said: None, via })
     }
 
     fn open(&mut self, ends: Ends, target: Target, syn: &[u8]) {
         let until = self.now + self.config.budgets.connect;
         let (prefix, held) = match &target {
             Target::Door(door) => (knock(door), false),
-            Target::Outside(o) => (Vec::new(), o.via_hatch || o.by == Admitted::ByName),
+            Target::Outside(o) => (Vec::new(), o.via != Via::Nobody || o.by == Admitted::ByName),
             Target::Dns(_) => (Vec::new(), false),
         };
         self.serial += 1;
@@ -138,9 +138,9 @@ impl Engine {
 
     /// Begins to connect the other end.
     fn dial(&mut self, slot: usize) {
-        let flow = &mut self.flows[slot];
-        let direct = match &flow.target {
-            Target::Outside(outside) if !outside.via_hatch => Some(outside.to),
+        let direct = match &self.flows[slot].target {
+            // Who is not there is told so, also where a hello may lead it aside.
+            Target::Outside(outside) if outside.via != Via::Http => Some(outside.to),
             _ => None,
         };
         let token = Who::Tcp(slot).token();
@@ -151,14 +151,11 @@ impl Engine {
                 registry.register(&mut stream, token, interest)?;
                 Ok(Other::Tcp(stream))
             }),
-            None => UnixStream::connect(&self.config.door).and_then(|mut stream| {
-                registry.register(&mut stream, token, interest)?;
-                Ok(Other::Unix(stream))
-            }),
+            None => self.dial_hatch(slot),
         };
         match other {
             Ok(other) => {
-                flow.other = Some(other);
+                self.flows[slot].other = Some(other);
                 self.dialled(slot);
             }
             Err(e) if direct.is_none() && e.kind() == io::ErrorKind::WouldBlock => {
@@ -286,6 +283,9 @@ impl Engine {
             };
             match flow.turn(&mut gate) {
                 Ok(turn) => {
+                    if turn.aside {
+                        return self.turn_aside(slot);
+                    }
                     if turn.again {
                         self.queue(slot);
                     }
@@ -383,6 +383,7 @@ impl Engine {
             Stage::Dialing { until, .. }
             | Stage::Accepting { until }
             | Stage::Resetting { until } => *until,
+            Stage::Turning { until } => (*until).min(self.now + REDIAL),
             Stage::Open => idle,
         };
         if let (false, Some(stack)) = (flow.starved, &flow.stack)
@@ -407,7 +408,10 @@ impl Engine {
                     self.dial(slot);
                 }
             }
-            Stage::Accepting { until } if over(until) => self.reset(slot, true),
+            Stage::Accepting { until } | Stage::Turning { until } if over(until) => {
+                self.reset(slot, true);
+            }
+            Stage::Turning { .. } => self.knock_aside(slot),
             Stage::Open if over(&(flow.last_used + idle)) => self.reset(slot, true),
             // It does not listen.
             Stage::Resetting { until } if over(until) => self.remove(slot),
@@ -467,7 +471,7 @@ pub(super) fn may_stay(flow: &Flow, policy: &Policy, own: &[IpAddr]) -> bool {
         Target::Dns(_) => true,
         Target::Door(Knock::Llm) => policy.llm,
         Target::Door(Knock::Service { name }) => policy.service(name).is_ok(),
-        Target::Door(Knock::Http { .. }) => false,
+        Target::Door(Knock::Http { .. } | Knock::Https { .. }) => false,
         Target::Outside(outside) => outside_may_stay(outside, policy, own),
     }
 }

@@ -11,7 +11,7 @@ use crate::support::names::{ask, serve};
 use crate::support::{World, internet, read_all};
 
 /// A TLS hello with this name, or with none.
-fn hello(name: Option<&str>) -> Vec<u8> {
+pub fn hello(name: Option<&str>) -> Vec<u8> {
     let mut extensions = vec![0, 23, 0, 0];
     if let Some(name) = name {
         let length = name.len() as u16;

@@ -67,6 +67,14 @@ pub(super) struct ServiceSection {
     addr: SocketAddr,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SecretsSection {
+    /// Whether placeholders work inside of TLS.
+    #[serde(default)]
+    pub(super) tls_ca: bool,
+}
+
 /// The providers, by name.
 pub(super) fn providers(said: LlmSection) -> Result<Vec<Provider>, BadConfig> {
     said.providers.into_iter().map(|(name, said)| provider(name, said)).collect()

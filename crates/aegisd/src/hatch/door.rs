@@ -19,14 +19,14 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::forward::{self, Line};
-use super::llm;
 use super::machine::Machine;
+use super::{llm, tls};
 use crate::app::limits;
 use crate::ctx::InUse;
 
@@ -133,17 +133,14 @@ async fn connection(machine: Arc<Machine>, stream: UnixStream) {
             }
             served
         }
-        Knock::Service { .. } | Knock::Http { .. } => {
-            let line = Arc::new(Line::new(knock));
-            let serve = |machine, request| {
-                let line = Arc::clone(&line);
-                async move { forward::serve(machine, line, request).await }
-            };
-            let served = converse(&machine, stream, serve).await;
-            // What became of the connection when it is HTTP no more.
-            line.tunnel().await;
-            served
-        }
+        Knock::Https { ref host, .. } => match tls::accept(&machine, host, stream).await {
+            Ok(stream) => pass_on(&machine, stream, knock).await,
+            Err(error) => {
+                tracing::debug!(instance = %machine.id, %error, "no TLS with a machine");
+                return;
+            }
+        },
+        Knock::Service { .. } | Knock::Http { .. } => pass_on(&machine, stream, knock).await,
     };
     if let Err(error) = served {
         tracing::debug!(instance = %machine.id, %error, "a connection to the hatch failed");
@@ -158,6 +155,21 @@ async fn exhausted(machine: Arc<Machine>) {
     }
 }
 
+async fn pass_on<S>(machine: &Arc<Machine>, stream: S, knock: Knock) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let line = Arc::new(Line::new(knock));
+    let serve = |machine, request| {
+        let line = Arc::clone(&line);
+        async move { forward::serve(machine, line, request).await }
+    };
+    let served = converse(machine, stream, serve).await;
+    // What became of the connection when it is HTTP no more.
+    line.tunnel().await;
+    served
+}
+
 async fn read_knock(from: &mut BufReader<UnixStream>) -> io::Result<Knock> {
     let mut line = Vec::new();
     from.take(KNOCK_MAX as u64).read_until(b'\n', &mut line).await?;
@@ -167,12 +179,9 @@ async fn read_knock(from: &mut BufReader<UnixStream>) -> io::Result<Knock> {
     serde_json::from_slice(&line).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-async fn converse<F, A>(
-    machine: &Arc<Machine>,
-    stream: BufReader<UnixStream>,
-    serve: F,
-) -> hyper::Result<()>
+async fn converse<S, F, A>(machine: &Arc<Machine>, stream: S, serve: F) -> hyper::Result<()>
 where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Fn(Arc<Machine>, Request<Incoming>) -> A,
     A: Future<Output = hyper::Response<super::answer::Body>>,
 {

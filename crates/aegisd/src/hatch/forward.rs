@@ -1,5 +1,5 @@
-//! HTTP to a host service, and plain HTTP to an address that the egress policy allowed: passed on as
-//! it is, with secrets in the places of their placeholders.
+//! HTTP to a host service, and HTTP, plain or inside of TLS, to an address that the egress policy
+//! allowed: passed on as it is, with secrets in the places of their placeholders.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,19 @@ use aegis_wire::egress::{HostName, never};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{HOST, HeaderMap, HeaderValue};
+use hyper::header::{ALT_SVC, HOST, HeaderMap, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use super::Hatch;
 use super::answer::{self, Body};
 use super::machine::Machine;
 use super::placeholder::{self, Placeholder};
+use super::tls::{self, NoTls};
 use crate::app;
 use crate::passing::{is_upgrade, strip};
 
@@ -45,6 +48,8 @@ struct Goal {
     host: String,
     /// The `Host` that is sent.
     sent_host: String,
+    /// By TLS, with `host` as the name.
+    tls: bool,
 }
 
 impl Line {
@@ -66,7 +71,8 @@ impl Line {
     /// Sends a request on; a connection that is there is used again.
     async fn send(
         &self,
-        to: SocketAddr,
+        hatch: &Hatch,
+        goal: &Goal,
         request: Request<Incoming>,
     ) -> Result<Response<Incoming>, Lost> {
         let mut onward = self.onward.lock().await;
@@ -75,21 +81,40 @@ impl Line {
             None => false,
         };
         if !ready {
-            let stream = tokio::time::timeout(DOOR_CONNECT_DEADLINE, TcpStream::connect(to));
-            let stream = stream.await.map_err(|_| Lost::Unreachable)?;
-            let stream = stream.map_err(|_| Lost::Unreachable)?;
-            let _ = stream.set_nodelay(true);
-            let (sender, driver) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|_| Lost::Broken)?;
-            onward.driver.abort_all();
-            onward.driver.spawn(async move {
-                // Its errors reach us through the sender.
-                let _ = driver.with_upgrades().await;
-            });
-            onward.sender = Some(sender);
+            let connected =
+                tokio::time::timeout(DOOR_CONNECT_DEADLINE, onward.connect(hatch, goal));
+            connected.await.map_err(|_| Lost::Unreachable)??;
         }
         let sender = onward.sender.as_mut().ok_or(Lost::Broken)?;
         sender.send_request(request).await.map_err(|_| Lost::Broken)
+    }
+}
+
+impl Onward {
+    async fn connect(&mut self, hatch: &Hatch, goal: &Goal) -> Result<(), Lost> {
+        let stream = TcpStream::connect(goal.to).await.map_err(|_| Lost::Unreachable)?;
+        let _ = stream.set_nodelay(true);
+        if !goal.tls {
+            return self.begin(stream).await;
+        }
+        let connector = hatch.tls.as_ref().ok_or(Lost::NoTls(NoTls::Failed))?;
+        let stream = tls::connect(connector, &goal.host, stream).await.map_err(Lost::NoTls)?;
+        self.begin(stream).await
+    }
+
+    async fn begin<S>(&mut self, stream: S) -> Result<(), Lost>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, driver) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| Lost::Broken)?;
+        self.driver.abort_all();
+        self.driver.spawn(async move {
+            // Its errors reach us through the sender.
+            let _ = driver.with_upgrades().await;
+        });
+        self.sender = Some(sender);
+        Ok(())
     }
 }
 
@@ -97,6 +122,24 @@ impl Line {
 enum Lost {
     Unreachable,
     Broken,
+    NoTls(NoTls),
+}
+
+impl Lost {
+    /// As an answer: code and sentence.
+    fn answer(self, host: &str) -> (&'static str, String) {
+        match self {
+            Lost::Unreachable => ("unreachable", format!("{host} can't be reached")),
+            Lost::Broken => ("unreachable", format!("{host} broke the connection off")),
+            Lost::NoTls(NoTls::Failed) => {
+                ("unreachable", format!("{host} and this host can't agree on TLS"))
+            }
+            Lost::NoTls(NoTls::Untrusted(why)) => (
+                "untrusted_certificate",
+                format!("{host} shows a certificate that this host does not trust: {why}"),
+            ),
+        }
+    }
 }
 
 /// Answers one request of a machine.
@@ -120,6 +163,7 @@ fn noun(knock: &Knock) -> &'static str {
         Knock::Llm => "llm",
         Knock::Service { .. } => "host_service",
         Knock::Http { .. } => "http",
+        Knock::Https { .. } => "https",
     }
 }
 
@@ -175,17 +219,11 @@ async fn pass_on(
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
     head.uri = path.parse::<Uri>().map_err(|_| Refusal::field("path", "a path"))?;
 
-    let mut response = match line.send(goal.to, Request::from_parts(head, body)).await {
-        Ok(response) => response,
-        Err(lost) => {
-            let what = match lost {
-                Lost::Unreachable => "can't be reached",
-                Lost::Broken => "broke the connection off",
-            };
-            let message = format!("{} {what}", goal.host);
-            return Err(say(StatusCode::BAD_GATEWAY, "unreachable", message));
-        }
-    };
+    let sent = line.send(&machine.hatch, &goal, Request::from_parts(head, body)).await;
+    let mut response = sent.map_err(|lost| {
+        let (code, message) = lost.answer(&goal.host);
+        say(StatusCode::BAD_GATEWAY, code, message)
+    })?;
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if let (true, Some(inside)) = (switched, inside) {
         let outside = hyper::upgrade::on(&mut response);
@@ -193,6 +231,10 @@ async fn pass_on(
     }
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers, switched);
+    if goal.tls {
+        // What it offers elsewhere, no placeholder would work with.
+        head.headers.remove(ALT_SVC);
+    }
     Ok(Response::from_parts(head, body.map_err(Into::into).boxed_unsync()))
 }
 
@@ -216,9 +258,10 @@ fn goal(machine: &Machine, knock: &Knock, request: &Request<Incoming>) -> Result
                 let refusal = Refusal::denied("host_services", message).amounts(name, allowed);
                 return Err(refusal.into());
             };
-            Ok(Goal { to: *to, host: format!("{name}.host.aegis"), sent_host: to.to_string() })
+            let host = format!("{name}.host.aegis");
+            Ok(Goal { to: *to, host, sent_host: to.to_string(), tls: false })
         }
-        Knock::Http { to, host } => {
+        Knock::Http { to, host } | Knock::Https { to, host } => {
             // The gateway judged it. That no worker leads the daemon into its own host is judged here.
             if let Some(why) = never(to.ip(), &[]) {
                 let refusal = Refusal::denied("never_reachable", format!("{to} is {why}"));
@@ -235,7 +278,8 @@ fn goal(machine: &Machine, knock: &Knock, request: &Request<Incoming>) -> Result
                 let said: String = said.chars().take(64).collect();
                 return Err(refusal.rule("http_host").amounts(said, host.as_str()).into());
             }
-            Ok(Goal { to: *to, sent_host: said.to_owned(), host: host.to_string() })
+            let tls = matches!(knock, Knock::Https { .. });
+            Ok(Goal { to: *to, sent_host: said.to_owned(), host: host.to_string(), tls })
         }
         Knock::Llm => Err(say(StatusCode::NOT_FOUND, "not_found", "nothing is here")),
     }

@@ -11,6 +11,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Hatch;
+use super::tls::Shown;
 use crate::app::llm::{self, Asker};
 use crate::app::{self, App, tree};
 
@@ -31,6 +32,8 @@ pub(super) struct Machine {
     pub(super) hatch: Arc<Hatch>,
     /// Which one it is, as its socket says.
     pub(super) id: InstanceId,
+    /// Certificates of hosts, as it sees them.
+    pub(super) shown: Shown,
     calls: DefaultDirectRateLimiter,
     notes: DefaultDirectRateLimiter,
     held: Arc<Semaphore>,
@@ -48,6 +51,7 @@ impl Machine {
         Arc::new(Machine {
             hatch,
             id,
+            shown: Shown::default(),
             calls: RateLimiter::direct(Quota::per_second(calls).allow_burst(at_once)),
             notes: RateLimiter::direct(Quota::per_minute(notes).allow_burst(noted_at_once)),
             held: Arc::new(Semaphore::new(LLM_HELD_MAX / HELD_UNIT)),

@@ -5,6 +5,7 @@
 //!   llm.aegis       ──▶ llm/: model, worst case reserved, key added ──▶ vendor ──▶ settled
 //!   NAME.host.aegis ──▶ forward.rs: is it given? placeholders ──▶ [host_services.NAME] addr
 //!   plain HTTP      ──▶ forward.rs: placeholders ──▶ the address that policy allowed
+//!   https           ──▶ tls.rs: by the machine's own authority, then as above, by TLS again
 //! ```
 //! One task per machine that may call, and one per connection of it. The path of the socket says
 //! which machine it is; nothing that comes over it is believed. All ends the moment when the machine
@@ -16,6 +17,7 @@ mod forward;
 mod llm;
 mod machine;
 mod placeholder;
+mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use aegis_wire::bounds::{LLM_HELD_BY_ALL_MAX, LLM_PARSED_MAX};
 use aegis_wire::words::InstanceId;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsConnector;
 
 use crate::app::App;
 use crate::lifecycle::Presence;
@@ -37,6 +40,8 @@ pub const MACHINES_WAITING: usize = 64;
 struct Hatch {
     app: App,
     vendors: Vendors,
+    /// Greets servers by TLS, in machines' stead; only where that was asked for.
+    tls: Option<TlsConnector>,
     /// Room for the bodies of LLM calls, in units of [`HELD_UNIT`].
     held: Arc<Semaphore>,
     /// Room for what is made of them while they are looked at.
@@ -47,7 +52,8 @@ struct Hatch {
 pub async fn run(app: App, mut machines: mpsc::Receiver<Presence>) {
     let room = |bytes: usize| Arc::new(Semaphore::new(bytes / HELD_UNIT));
     let (held, parsed) = (room(LLM_HELD_BY_ALL_MAX), room(LLM_PARSED_MAX));
-    let hatch = Arc::new(Hatch { app, vendors: Vendors::new(), held, parsed });
+    let tls = app.ctx.config.tls_ca.then(tls::connector);
+    let hatch = Arc::new(Hatch { app, vendors: Vendors::new(), tls, held, parsed });
     let mut open: HashMap<InstanceId, Open> = HashMap::new();
     while let Some(presence) = machines.recv().await {
         match presence {

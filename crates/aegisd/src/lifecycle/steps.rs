@@ -5,10 +5,11 @@ use aegis_rules::allowance::{self, More};
 use aegis_rules::egress::policy;
 use aegis_rules::instance::{Fact, Instance, Spec, find};
 use aegis_wire::bounds::{
-    GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE, RPC_DEADLINE,
-    WORKER_GENERATION,
+    CA_HOSTS_MAX, GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE,
+    RPC_DEADLINE, WORKER_GENERATION,
 };
 use aegis_wire::channel::Run;
+use aegis_wire::egress::HostName;
 use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Egress, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed};
 
@@ -54,6 +55,7 @@ pub(super) async fn launch(
     let log_dir = dir.join("logs");
     std::fs::create_dir_all(&log_dir).map_err(program)?;
     let machines = &ctx.config.machines;
+    let egress = egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?;
     let launch = Launch {
         generation: WORKER_GENERATION,
         instance_id: instance.id.clone(),
@@ -63,7 +65,6 @@ pub(super) async fn launch(
         cgroup: cgroup(ctx, instance.id.as_str()),
         require_limits: machines.require_limits,
         hostname: hostname(instance),
-        egress: egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?,
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
@@ -72,7 +73,9 @@ pub(super) async fn launch(
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             capability_token: Some(token),
             authorized_key: spec.authorized_key.clone(),
+            ca_certificate: authority(ctx, instance, &egress)?,
         },
+        egress,
         await_port: spec.await_port.map(|p| p.get()),
         log_dir,
     };
@@ -86,6 +89,31 @@ pub(super) async fn launch(
     }
     worker::start(ctx, &instance.id).map_err(program)?;
     worker::say(ctx, &instance.id, &Request::Launch(Box::new(launch))).await
+}
+
+/// The certificate of the machine's own authority, for the hosts whose TLS goes through its hatch.
+fn authority(
+    ctx: &Ctx,
+    instance: &Instance,
+    terms: &Egress,
+) -> Result<Option<String>, WorkerError> {
+    if !terms.via_door_tls {
+        return Ok(None);
+    }
+    let hosts = terms.via_door.iter().filter_map(|host| host.parse().ok());
+    let hosts: Vec<HostName> = hosts.filter(is_outside).collect();
+    if hosts.len() > CA_HOSTS_MAX {
+        let message = format!("its proxy secrets name more than {CA_HOSTS_MAX} hosts");
+        return Err(WorkerError::Program(message));
+    }
+    let authorities = &ctx.keys.authorities;
+    let signed = authorities.certificate(&instance.id, &hosts, ctx.now(), instance.ends_at);
+    signed.map(Some).map_err(|e| WorkerError::Program(e.to_string()))
+}
+
+/// Whether a host is none of this host's doors, which speak plain HTTP only.
+fn is_outside(host: &HostName) -> bool {
+    !host.is_below("aegis")
 }
 
 /// What a machine is cloned from.
@@ -134,6 +162,7 @@ pub(super) fn egress(ctx: &Ctx, instance: &Instance) -> Result<Egress, ledger::E
             ceiling: own.egress_allowed,
             last: matches!(allowance::more(&family, &instance.id), More::Spent(_)),
             version: own.egress_version,
+            via_door_tls: ctx.config.tls_ca && reach.via_hatch.iter().any(is_outside),
             via_door,
             resolvers: ctx.config.resolvers.clone(),
         })

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use aegis_gateway::{Budgets, Config, Counts, Gateway, News, Policy};
+use aegis_gateway::{Budgets, Config, Counts, Gateway, News, Policy, ViaHatch};
 use aegis_wire::egress::{AllowList, Denied};
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::mpsc;
@@ -140,7 +140,7 @@ impl World {
     }
 
     pub fn set_policy(&self, policy: Policy) {
-        self.gateway.set_policy(policy, Vec::new());
+        self.gateway.set_policy(policy, ViaHatch::default());
     }
 
     pub fn door(&self) -> PathBuf {

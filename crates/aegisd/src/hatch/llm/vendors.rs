@@ -14,7 +14,6 @@ use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::BoxError;
 use tower::timeout::Timeout;
@@ -22,6 +21,7 @@ use tower::util::BoxCloneSyncService;
 use zeroize::Zeroizing;
 
 use super::super::machine::Machine;
+use super::super::tls;
 use super::problem::{Kind, Problem};
 use crate::config::{Provider, Vendor};
 
@@ -72,16 +72,7 @@ impl Vendors {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
-        let tls = match HttpsConnectorBuilder::new().with_native_roots() {
-            Ok(tls) => tls,
-            Err(error) => {
-                tracing::warn!(%error, "no CA certificates here: no vendor is reached by https");
-                let nobody = ClientConfig::builder()
-                    .with_root_certificates(RootCertStore::empty())
-                    .with_no_client_auth();
-                HttpsConnectorBuilder::new().with_tls_config(nobody)
-            }
-        };
+        let tls = HttpsConnectorBuilder::new().with_tls_config(tls::client());
         let connector = tls.https_or_http().enable_http1().wrap_connector(http);
         let connector = Timeout::new(connector, DOOR_CONNECT_DEADLINE);
         let client = Client::builder(TokioExecutor::new())
