@@ -81,7 +81,7 @@ impl Engine {
             Ok(hatch) => {
                 let Some(flow) = self.flows.get_mut(slot) else { return };
                 (flow.other, flow.stage) = (Some(hatch), Stage::Open);
-                (flow.readable, flow.writable) = (true, true);
+                (flow.readable, flow.writable, flow.other_closed) = (true, true, false);
                 self.queue(slot);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
