@@ -4,4 +4,5 @@
 mod archives;
 mod hostile;
 mod registry;
+mod server;
 mod support;

@@ -67,6 +67,10 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     out.finish().unwrap()
 }
 
+pub fn plain(bytes: &[u8]) -> Vec<u8> {
+    bytes.to_vec()
+}
+
 pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
