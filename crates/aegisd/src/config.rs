@@ -3,6 +3,7 @@
 
 mod egress;
 mod hatch;
+mod images;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,6 +22,7 @@ use serde::Deserialize;
 pub use egress::name_servers;
 use hatch::{LlmSection, ServiceSection};
 pub use hatch::{Provider, Vendor};
+pub use images::Images;
 
 /// What was said on the command line.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +81,8 @@ pub struct Config {
     pub providers: Vec<Provider>,
     /// What of this host machines may be given, and where it is.
     pub host_services: BTreeMap<ServiceName, SocketAddr>,
+    /// Where images come from.
+    pub images: Images,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Address on which public ports listen.
@@ -133,14 +137,6 @@ pub struct Machines {
     pub spares: usize,
 }
 
-impl Config {
-    /// Where the base of an image lies, if this host has it.
-    pub fn image(&self, name: &str) -> Option<PathBuf> {
-        let base = self.home.join("images").join(name).join("base.erofs");
-        (!name.contains('/') && base.exists()).then_some(base)
-    }
-}
-
 /// A setting that can't be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
@@ -178,6 +174,8 @@ struct FileConfig {
     llm: LlmSection,
     #[serde(default)]
     host_services: BTreeMap<String, ServiceSection>,
+    #[serde(default)]
+    images: images::Section,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -439,6 +437,7 @@ pub fn build(
         resolvers: egress::resolvers(file.egress, host.resolvers)?,
         providers: hatch::providers(file.llm)?,
         host_services: hatch::services(file.host_services)?,
+        images: images::images(file.images, env)?,
         ports,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         rate_per_second: file.rate_limit.per_second.unwrap_or(50),

@@ -12,6 +12,7 @@ mod config;
 mod ctx;
 mod doors;
 mod hatch;
+mod images;
 mod keys;
 mod ledger;
 mod lifecycle;
@@ -164,7 +165,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
     let follower = tokio::spawn(lifecycle.clone().follow());
-    let app = App { started_at: ctx.now(), probe: Arc::new(probe), ctx, lifecycle, router };
+    let (probe, fetching) = (Arc::new(probe), Arc::default());
+    let app = App { started_at: ctx.now(), probe, ctx, lifecycle, router, fetching };
     let broker = tokio::spawn(broker::run(app.clone(), calling));
     let hatch = tokio::spawn(hatch::run(app.clone(), knocking));
     let doors = doors::open(listeners, app);
