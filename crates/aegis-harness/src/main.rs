@@ -31,6 +31,7 @@ mod reaper;
 mod root;
 mod sys;
 mod uevents;
+mod user;
 mod warm;
 
 use std::io;
