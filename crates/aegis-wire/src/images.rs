@@ -198,6 +198,9 @@ pub struct PullBody {
     /// Who asks the registry, where that is not what `~/.docker/config.json` says.
     #[serde(default)]
     pub credentials: Option<Credentials>,
+    /// Only where it is not there, and the host's settings let it be pulled for a new machine.
+    #[serde(default)]
+    pub if_missing: bool,
 }
 
 /// An image in `GET /v1/images`, and the last line of a pull or import.

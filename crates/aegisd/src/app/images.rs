@@ -68,6 +68,24 @@ pub(super) async fn provide(app: &App, image: &ImageRef) -> Result<(), Error> {
     })
 }
 
+/// As [`pull`], of an image that a machine is about to be made of: one that is there stays as it is.
+pub fn pull_missing(
+    host: Host,
+    app: &App,
+    image: &ImageRef,
+    said: Option<Credentials>,
+) -> Result<Lines, Error> {
+    let config = &app.ctx.config;
+    if let Some(there) = Images::of(&config.home).find(image) {
+        let shape = shape(image.as_str(), &there, 0);
+        return Ok(told(app, |_, _| async move { Ok(Done(shape)) }));
+    }
+    if !config.images.pull_missing {
+        check(config, "image_ref", image)?;
+    }
+    pull(host, app, image, said)
+}
+
 /// Pulls an image. The lines end with one of it, or of why there is none; the pull ends when nobody
 /// reads them any more.
 pub fn pull(
@@ -104,7 +122,7 @@ pub fn import(
 fn told<W, F>(app: &App, work: W) -> Lines
 where
     W: FnOnce(App, Teller) -> F + Send + 'static,
-    F: Future<Output = Result<(String, Image), Failed>> + Send,
+    F: Future<Output = Result<Done, Failed>> + Send,
 {
     let (lines, reader) = mpsc::channel(LINES_WAITING);
     let app = app.clone();
@@ -120,10 +138,10 @@ where
             () = lines.closed() => return,
         };
         let line = match done {
-            Ok((name, image)) => {
-                let mut shape = json!(shape(&name, &image, 0));
-                shape["event"] = "done".into();
-                shape
+            Ok(Done(shape)) => {
+                let mut line = json!(shape);
+                line["event"] = "done".into();
+                line
             }
             Err(failed) => json!({ "event": "failed", "error": failed.message, "code": failed.code }),
         };
@@ -132,6 +150,9 @@ where
     reader
 }
 
+/// What a pull or import brought.
+struct Done(ImageShape);
+
 /// Does a job and keeps what it made. Only for who holds the lock of fetches.
 async fn get(
     app: &App,
@@ -139,7 +160,7 @@ async fn get(
     archive: Option<BodyDataStream>,
     name: Option<&Reference>,
     tell: Option<&Teller>,
-) -> Result<(String, Image), Failed> {
+) -> Result<Done, Failed> {
     let made = images::fetch(&app.ctx.config, task, archive, tell).await?;
     let mut names: Vec<String> = name.map(ToString::to_string).into_iter().collect();
     if names.is_empty() {
@@ -150,7 +171,7 @@ async fn get(
     let (images, now) = (Images::of(&app.ctx.config.home), app.ctx.now());
     let kept = tokio::task::spawn_blocking(move || images.keep(made, &names, now)).await;
     let image = kept.map_err(|e| Failed::new("image_failed", e.to_string()))??;
-    Ok((first, image))
+    Ok(Done(shape(&first, &image, 0)))
 }
 
 fn shape(name: &str, image: &Image, in_use: u64) -> ImageShape {

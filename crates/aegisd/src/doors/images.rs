@@ -43,10 +43,11 @@ async fn pull(
     JsonBody(value): Body,
 ) -> Answer {
     // What serde says of a bad body may quote it.
-    let bad = |_| Refusal::field("image_ref", "a text, beside nothing but credentials");
+    let bad = |_| Refusal::field("image_ref", "a text, beside nothing but credentials and if_missing");
     let ask = body::<PullBody>(value).map_err(bad)?;
     let image = parse(ask.image_ref)?;
-    Ok(stream::lines(images::pull(host, &state.app, &image, ask.credentials)?))
+    let pull = if ask.if_missing { images::pull_missing } else { images::pull };
+    Ok(stream::lines(pull(host, &state.app, &image, ask.credentials)?))
 }
 
 #[derive(Deserialize)]
