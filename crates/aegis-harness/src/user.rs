@@ -53,11 +53,16 @@ fn look(text: &str, passwd: &str, group: &str) -> Result<Option<User>, RpcError>
         None => (text, None),
     };
     let unknown = |what: &str, name: &str| {
-        RpcError::new(CODE_PARAMS, format!("the image runs as {what} {name}, whom it does not have"))
+        RpcError::new(
+            CODE_PARAMS,
+            format!("the image runs as {what} {name}, whom it does not have"),
+        )
     };
     let users = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let known = users().find(|u| u.len() >= 6 && (u[0] == name || number(name).is_some_and(|n| number(u[2]) == Some(n))));
+    let known = users().find(|u| {
+        u.len() >= 6 && (u[0] == name || number(name).is_some_and(|n| number(u[2]) == Some(n)))
+    });
     let (uid, own, home) = match (&known, number(name)) {
         (Some(u), _) => {
             let uid = number(u[2]).ok_or_else(|| unknown("user", name))?;
@@ -74,7 +79,9 @@ fn look(text: &str, passwd: &str, group: &str) -> Result<Option<User>, RpcError>
         }
     };
     // Who names a group wants that one alone.
-    let member = |g: &Vec<&str>| g.len() >= 4 && known.as_ref().is_some_and(|u| g[3].split(',').any(|m| m == u[0]));
+    let member = |g: &Vec<&str>| {
+        g.len() >= 4 && known.as_ref().is_some_and(|u| g[3].split(',').any(|m| m == u[0]))
+    };
     let more = groups().filter(|g| of.is_none() && member(g)).filter_map(|g| number(g[2]));
     let groups: Vec<Gid> = more.take(GROUPS_MAX).map(Gid::from_raw).collect();
     if (uid, gid) == (0, 0) {

@@ -45,7 +45,9 @@ const READ: [&str; 9] = [
 /// Whatever can't be had where it should: then the job is not done.
 pub fn confine(dir: &Path, bytes_max: u64) -> anyhow::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).context("no directory"),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(e).context("no directory");
+        }
         _ => {}
     }
     let root = rustix::process::geteuid().is_root();

@@ -103,7 +103,8 @@ impl Writer {
     pub fn finish(mut self, tree: &Tree) -> io::Result<u64> {
         self.free_dead(tree);
         let mut inodes = order(tree);
-        let places: HashMap<Id, usize> = inodes.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
+        let places: HashMap<Id, usize> =
+            inodes.iter().enumerate().map(|(n, i)| (i.id, n)).collect();
         // Sizes first: where a directory lies, and so its number, depends on sizes alone.
         let mut next = FIRST;
         for inode in &mut inodes {

@@ -62,7 +62,8 @@ fn plain(name: &[u8]) -> String {
 
 impl<'a> Files<'a> {
     fn read(from: impl Read, blobs: &'a Blobs, bytes_max: u64) -> Result<Files<'a>, Failure> {
-        let broken = |e: io::Error| Failure::new("image_broken", format!("the archive is broken: {e}"));
+        let broken =
+            |e: io::Error| Failure::new("image_broken", format!("the archive is broken: {e}"));
         let mut files = Files { blobs, found: BTreeMap::new(), links: HashMap::new() };
         let (mut archive, mut sum) = (Archive::new(from), 0u64);
         for (n, entry) in archive.entries().map_err(broken)?.enumerate() {
@@ -75,7 +76,9 @@ impl<'a> Files<'a> {
                 EntryType::Regular | EntryType::Continuous => {
                     sum = sum.saturating_add(entry.size());
                     if sum > bytes_max {
-                        return Err(refused(format!("the archive has more than {bytes_max} bytes")));
+                        return Err(refused(format!(
+                            "the archive has more than {bytes_max} bytes"
+                        )));
                     }
                     let mut draft = blobs.begin("import")?;
                     let mut piece = vec![0; 1 << 20];

@@ -76,7 +76,9 @@ impl From<layer::Error> for Failure {
     fn from(e: layer::Error) -> Failure {
         let code = match &e {
             layer::Error::Refused(..) => "image_refused",
-            layer::Error::Broken(_, e) if e.kind() == io::ErrorKind::FileTooLarge => "image_refused",
+            layer::Error::Broken(_, e) if e.kind() == io::ErrorKind::FileTooLarge => {
+                "image_refused"
+            }
             layer::Error::Broken(_, e) if e.kind() == io::ErrorKind::StorageFull => "image_failed",
             layer::Error::Broken(..) | layer::Error::Other(..) => "image_broken",
         };

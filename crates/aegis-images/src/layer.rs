@@ -169,7 +169,8 @@ fn take<R: Read>(
 
 fn meta<R: Read>(entry: &mut tar::Entry<'_, R>, is_link: bool) -> io::Result<Meta> {
     let header = entry.header();
-    let narrow = |n: u64| u32::try_from(n).map_err(|_| io::Error::other("an owner's number is too large"));
+    let narrow =
+        |n: u64| u32::try_from(n).map_err(|_| io::Error::other("an owner's number is too large"));
     let mode = if is_link { 0o777 } else { (header.mode()? & 0o7777) as u16 };
     let mut meta = Meta {
         mode,

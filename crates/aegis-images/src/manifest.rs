@@ -106,9 +106,12 @@ impl Manifest {
                     return Err(Error::Large(format!("{bytes_max} bytes are taken")));
                 }
                 // What says nothing of itself is looked at when it is unpacked.
-                let alien = |l: &&Descriptor| !l.media_type.is_empty() && !l.media_type.contains("tar");
+                let alien =
+                    |l: &&Descriptor| !l.media_type.is_empty() && !l.media_type.contains("tar");
                 match layers.iter().find(alien) {
-                    Some(layer) => Err(Error::Kind(format!("a layer of {:.100}", layer.media_type))),
+                    Some(layer) => {
+                        Err(Error::Kind(format!("a layer of {:.100}", layer.media_type)))
+                    }
                     None => Ok(Manifest::Image { config, layers }),
                 }
             }
@@ -191,7 +194,8 @@ impl Config {
         let some = |text: Option<String>| text.filter(|t| !t.is_empty());
         let run = RunConfig {
             env: env.collect(),
-            cwd: some(said.working_dir).map(|d| if d.starts_with('/') { d } else { format!("/{d}") }),
+            cwd: some(said.working_dir)
+                .map(|d| if d.starts_with('/') { d } else { format!("/{d}") }),
             user: some(said.user),
             entrypoint: said.entrypoint.unwrap_or_default(),
             cmd: said.cmd.unwrap_or_default(),
@@ -205,9 +209,7 @@ impl Config {
 
 /// A manifest for an archive that has none, the same for the same contents.
 pub fn made_up(config: (&Digest, u64), layers: &[(Digest, u64)]) -> Vec<u8> {
-    let layer = |(digest, size): &(Digest, u64)| {
-        json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size })
-    };
+    let layer = |(digest, size): &(Digest, u64)| json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": size });
     let config = json!({ "mediaType": "application/vnd.oci.image.config.v1+json",
         "digest": config.0, "size": config.1 });
     let layers: Vec<_> = layers.iter().map(layer).collect();

@@ -220,8 +220,10 @@ impl Registry {
                 Err(failure) if !failure.may_pass => return Err(failure),
                 Err(failure) => failure,
                 Ok(()) => {
-                    let message =
-                        format!("{} broke off at {} of {} bytes", wanted.digest, draft.bytes, wanted.size);
+                    let message = format!(
+                        "{} broke off at {} of {} bytes",
+                        wanted.digest, draft.bytes, wanted.size
+                    );
                     Failure::new("image_broken", message)
                 }
             };
@@ -290,17 +292,20 @@ impl From<OciDistributionError> for Failure {
                     | OciErrorCode::ManifestBlobUnknown
             )
         };
-        let denied = |code: &OciErrorCode| {
-            matches!(code, OciErrorCode::Unauthorized | OciErrorCode::Denied)
-        };
+        let denied =
+            |code: &OciErrorCode| matches!(code, OciErrorCode::Unauthorized | OciErrorCode::Denied);
         let (code, words, may_pass) = match &error {
             E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => {
                 ("image_denied", "it wants credentials, or others than these".to_owned(), false)
             }
-            E::RegistryError { envelope, .. } if envelope.errors.iter().any(|e| absent(&e.code)) => {
+            E::RegistryError { envelope, .. }
+                if envelope.errors.iter().any(|e| absent(&e.code)) =>
+            {
                 ("image_not_found", "it has no such image".to_owned(), false)
             }
-            E::RegistryError { envelope, .. } if envelope.errors.iter().any(|e| denied(&e.code)) => {
+            E::RegistryError { envelope, .. }
+                if envelope.errors.iter().any(|e| denied(&e.code)) =>
+            {
                 ("image_denied", "it does not allow it".to_owned(), false)
             }
             E::ServerError { code: 404, .. } | E::ImageManifestNotFoundError(_) => {

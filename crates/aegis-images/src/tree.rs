@@ -328,7 +328,8 @@ impl Tree {
                 _ if missing == Missing::Leave => return Ok(None),
                 _ => {
                     let kind = Kind::Directory(BTreeMap::new());
-                    let id = self.add(Node { meta: Meta { mode: 0o755, ..Meta::default() }, kind })?;
+                    let id =
+                        self.add(Node { meta: Meta { mode: 0o755, ..Meta::default() }, kind })?;
                     self.name(here, &name, id)?;
                     id
                 }

@@ -121,7 +121,9 @@ pub async fn provide(ask: &Ask, machine: &Value) -> Result<()> {
     follow(lines, image).await.map(drop).map_err(|failure| match failure {
         Failure::Here { what, source, .. } => {
             let what = format!("the image {image} is not on this host: {what}");
-            let fix = format!("`aegis image pull {image}` fetches it; `aegis setup` makes the image base");
+            let fix = format!(
+                "`aegis image pull {image}` fetches it; `aegis setup` makes the image base"
+            );
             Failure::Here { what, fix: Some(fix), source }
         }
         other => other,
@@ -209,7 +211,11 @@ fn ended(format: Format, done: &Value, verb: &str) -> Result<()> {
             print_json(&image)
         }
         Format::Human => {
-            let line = format!("Image {verb}: {}\nDigest: {}\n", text(done, "reference"), text(done, "digest"));
+            let line = format!(
+                "Image {verb}: {}\nDigest: {}\n",
+                text(done, "reference"),
+                text(done, "digest")
+            );
             crate::output::data(clean(&line).as_bytes())
         }
     }

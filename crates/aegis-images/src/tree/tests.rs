@@ -98,8 +98,16 @@ fn links_stay_inside() {
     put(&mut tree, "out/passwd", file());
     assert_eq!(
         paths(&tree),
-        ["/etc/", "/etc/passwd", "/lib -> usr/lib", "/out -> /../../../etc", "/usr/", "/usr/lib/",
-            "/usr/lib/x", "/usr/lib/y"]
+        [
+            "/etc/",
+            "/etc/passwd",
+            "/lib -> usr/lib",
+            "/out -> /../../../etc",
+            "/usr/",
+            "/usr/lib/",
+            "/usr/lib/x",
+            "/usr/lib/y"
+        ]
     );
     put(&mut tree, "loop", Kind::Link(b"loop".to_vec()));
     let loops = tree.put(b"loop/x", Meta::default(), file()).unwrap_err();

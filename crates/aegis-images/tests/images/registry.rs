@@ -54,7 +54,9 @@ fn an_image_comes_by_tag_and_by_digest() {
     let tree = home.look();
     assert_eq!(tree.read("newest"), b"29");
     assert_eq!(tree.read("of/17"), noise(200_000, 18));
-    for name in ["acme/bot:all", &format!("acme/bot@{list}"), &format!("acme/bot@{}", image.digest())] {
+    for name in
+        ["acme/bot:all", &format!("acme/bot@{list}"), &format!("acme/bot@{}", image.digest())]
+    {
         let again = home.pull(pull(front.address, name, None)).unwrap();
         assert_eq!(again.digest, made.digest, "{name}");
         assert_eq!(front.asked("/blobs/").len(), 0, "nothing is fetched twice");
@@ -160,11 +162,9 @@ fn what_is_not_what_its_digest_says_is_refused() {
     let image = image(2);
     registry.push("acme/bot:1", &image, false);
     let by_digest = format!("acme/bot@{}", image.digest());
-    for (trick, name) in [
-        (Trick::Bend, "acme/bot:1"),
-        (Trick::Reword, &by_digest),
-        (Trick::Cut(0), "acme/bot:1"),
-    ] {
+    for (trick, name) in
+        [(Trick::Bend, "acme/bot:1"), (Trick::Reword, &by_digest), (Trick::Cut(0), "acme/bot:1")]
+    {
         let front = Front::start(registry.address, trick);
         let home = Home::new();
         let (code, message) = home.pull(pull(front.address, name, None)).unwrap_err();

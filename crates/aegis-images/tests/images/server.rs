@@ -179,11 +179,7 @@ impl Front {
     pub fn start(to: SocketAddr, trick: Trick) -> Front {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let front = Front {
-            address,
-            trick: Arc::new(Mutex::new(trick)),
-            asked: Arc::default(),
-        };
+        let front = Front { address, trick: Arc::new(Mutex::new(trick)), asked: Arc::default() };
         let (trick, asked) = (Arc::clone(&front.trick), Arc::clone(&front.asked));
         // It ends with the process.
         std::thread::spawn(move || {

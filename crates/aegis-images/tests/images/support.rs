@@ -24,7 +24,14 @@ impl Layer {
     }
 
     /// An entry whose name is written as it is, whatever it is.
-    pub fn raw(mut self, kind: tar::EntryType, name: &str, link: &str, mode: u32, data: &[u8]) -> Layer {
+    pub fn raw(
+        mut self,
+        kind: tar::EntryType,
+        name: &str,
+        link: &str,
+        mode: u32,
+        data: &[u8],
+    ) -> Layer {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);

@@ -145,9 +145,18 @@ mod tests {
 
     #[test]
     fn what_no_registry_has_is_refused() {
-        for text in
-            ["Upper", "a/", "a//b", "a:", "a@sha256:12", "a@md5:x", "a:-x", "x.y:0/a", "a-/b", "a:b@c"]
-        {
+        for text in [
+            "Upper",
+            "a/",
+            "a//b",
+            "a:",
+            "a@sha256:12",
+            "a@md5:x",
+            "a:-x",
+            "x.y:0/a",
+            "a-/b",
+            "a:b@c",
+        ] {
             assert!(of(text).is_err(), "{text}");
         }
     }

@@ -96,7 +96,8 @@ pub fn pull(
 ) -> Result<Lines, Error> {
     let reference = reference(image)?;
     if Images::of(&app.ctx.config.home).local(image.as_str()).is_some() {
-        let refusal = Refusal::field("image_ref", "another name: this one is of an image made here");
+        let refusal =
+            Refusal::field("image_ref", "another name: this one is of an image made here");
         return Err(refusal.hint(format!("write {reference}")).into());
     }
     Ok(told(app, |app, tell| async move {
@@ -143,7 +144,9 @@ where
                 line["event"] = "done".into();
                 line
             }
-            Err(failed) => json!({ "event": "failed", "error": failed.message, "code": failed.code }),
+            Err(failed) => {
+                json!({ "event": "failed", "error": failed.message, "code": failed.code })
+            }
         };
         let _ = lines.send(Ok(format!("{line}\n"))).await;
     });
@@ -242,7 +245,9 @@ pub async fn remove(_: Host, app: &App, image: &ImageRef) -> Result<(), Error> {
     let digest = images.digest_of(image).ok_or_else(absent)?;
     free(&digest)?;
     let name = match Reference::of(image) {
-        Ok(reference) if images.names().contains(&(Some(reference.to_string()), digest.clone())) => {
+        Ok(reference)
+            if images.names().contains(&(Some(reference.to_string()), digest.clone())) =>
+        {
             reference.to_string()
         }
         _ => digest.clone(),

@@ -68,7 +68,8 @@ pub(super) fn images(
     let mut mirrors = BTreeMap::new();
     for (registry, url) in section.mirrors {
         let wanted = "must be http://HOST[:PORT] or https://HOST[:PORT]";
-        let mirror = mirror(&url).ok_or_else(|| bad(&format!("images.mirrors.{registry}"), wanted))?;
+        let mirror =
+            mirror(&url).ok_or_else(|| bad(&format!("images.mirrors.{registry}"), wanted))?;
         mirrors.insert(registry, mirror);
     }
     let max_gb = section.max_gb.unwrap_or(MAX_GB);

@@ -43,7 +43,8 @@ async fn pull(
     JsonBody(value): Body,
 ) -> Answer {
     // What serde says of a bad body may quote it.
-    let bad = |_| Refusal::field("image_ref", "a text, beside nothing but credentials and if_missing");
+    let bad =
+        |_| Refusal::field("image_ref", "a text, beside nothing but credentials and if_missing");
     let ask = body::<PullBody>(value).map_err(bad)?;
     let image = parse(ask.image_ref)?;
     let pull = if ask.if_missing { images::pull_missing } else { images::pull };

@@ -157,7 +157,10 @@ pub async fn fetch(
         }
     };
     tokio::time::timeout(IMAGE_DEADLINE, work).await.unwrap_or_else(|_| {
-        Err(Failed::new("image_failed", format!("it took longer than {}s", IMAGE_DEADLINE.as_secs())))
+        Err(Failed::new(
+            "image_failed",
+            format!("it took longer than {}s", IMAGE_DEADLINE.as_secs()),
+        ))
     })
 }
 
