@@ -284,7 +284,7 @@ fn the_daemon_is_started_and_stopped_from_the_command_line() {
 #[test]
 fn machines_are_led_from_the_command_line() {
     const SMALL: [&str; 6] = ["--memory", "256M", "--cpus", "1", "--disk", "300M"];
-    let house = House::new("[rate_limit]\nper_second = 0\n");
+    let house = House::new("[images]\npull = 'never'\n[rate_limit]\nper_second = 0\n");
     let home = house.home();
     let aegis = |args: &[&str]| aegis(home, args);
     let with = |head: &[&str], tail: &[&str]| aegis(&[head, &SMALL, tail].concat());
@@ -297,7 +297,7 @@ fn machines_are_led_from_the_command_line() {
     assert!(ran.err.contains("out"), "{}", ran.err);
     assert_eq!(ran.json()["exit_code"], 0);
     assert_ne!(with(&["run"], &["--", "/no/such/program"]).code, Some(0));
-    aegis(&["run", "--image", "none", "--", "true"]).bad(1, &["none", "aegis setup"]);
+    aegis(&["run", "--image", "none", "--", "true"]).bad(1, &["none", "aegis image pull"]);
     assert_eq!(aegis(&["instance", "list", "--json"]).json(), json!([]));
 
     let serve = ["--", "python3", "-u", "-m", "http.server", "8080"];

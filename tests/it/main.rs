@@ -15,6 +15,7 @@ mod events;
 mod guest;
 mod host;
 mod hostile;
+mod images;
 mod inside;
 mod llm;
 mod logs;

@@ -10,11 +10,12 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
     ("aegisd", &["aegis-rules", "aegis-wire"]),
     ("aegis-gateway", &["aegis-wire"]),
+    ("aegis-images", &["aegis-wire"]),
     ("aegis-worker", &["aegis-gateway", "aegis-wire"]),
     ("aegis-harness", &["aegis-wire"]),
     ("aegis-mcp-guest", &["aegis-wire"]),
@@ -26,17 +27,18 @@ const CRATES: [(&str, &[&str]); 11] = [
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 16] = [
+const ROOMS: [(&str, &[&str]); 17] = [
     ("doors", &["app", "config", "keys"]),
     ("hatch", &["app", "config", "ctx", "keys", "lifecycle", "passing"]),
     ("web", &["app", "ctx", "passing"]),
     ("passing", &[]),
     ("broker", &["app", "keys", "lifecycle", "tokens"]),
-    ("app", &["config", "ctx", "keys", "ledger", "lifecycle", "router", "tokens"]),
-    ("lifecycle", &["config", "ctx", "keys", "ledger", "metrics", "router", "tokens"]),
+    ("app", &["config", "ctx", "images", "keys", "ledger", "lifecycle", "router", "tokens"]),
+    ("lifecycle", &["config", "ctx", "images", "keys", "ledger", "metrics", "router", "tokens"]),
     ("router", &["ctx", "keys", "lifecycle"]),
     ("ledger", &["keys"]),
     ("ctx", &["clock", "config", "keys", "ledger", "metrics", "watch"]),
+    ("images", &["config"]),
     ("config", &[]),
     ("keys", &["tokens"]),
     ("tokens", &[]),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, daemon, events, exec, guest, instance, invite, logs, mcp, redeem, run, secret,
+    audit, daemon, events, exec, guest, image, instance, invite, logs, mcp, redeem, run, secret,
 };
 use crate::setup::SetupArgs;
 
@@ -83,6 +83,9 @@ pub enum Command {
     Exec(exec::ExecArgs),
     /// Show what a machine's processes said
     Logs(logs::LogsArgs),
+    /// Images that machines are made of
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Machines of this host
     #[command(subcommand)]
     Instance(instance::InstanceCommand),

@@ -1,13 +1,17 @@
 //! Asking the daemon: HTTP over its unix socket, or over TCP with a token.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use futures_util::{Stream, StreamExt as _};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::http::request::Builder;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
@@ -93,6 +97,18 @@ impl Client {
         Ok(Lines::new(self.send(method, path, body, &[]).await?.into_body()))
     }
 
+    /// POST of bytes as they come, answered by a stream of JSON lines.
+    pub async fn upload(
+        &self,
+        path: &str,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Lines> {
+        let frames = pieces.map(|piece| piece.map(Frame::data));
+        let body = StreamBody::new(frames).boxed_unsync();
+        let request = self.head(Method::POST, path).header(CONTENT_TYPE, "application/x-tar");
+        Ok(Lines::new(self.finish(request, body).await?.into_body()))
+    }
+
     /// GET of server-sent events, as lines.
     pub async fn events(&self, path: &str) -> Result<Lines> {
         let headers = [("accept", "text/event-stream")];
@@ -106,14 +122,7 @@ impl Client {
         body: Option<Value>,
         headers: &[(&str, &str)],
     ) -> Result<Response<Incoming>> {
-        let authority = match &self.place {
-            Place::Socket(_) => "localhost",
-            Place::Tcp { authority } => authority,
-        };
-        let mut request = Request::builder().method(method).uri(path).header(HOST, authority);
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
+        let mut request = self.head(method, path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -124,8 +133,25 @@ impl Client {
                 Bytes::from(body.to_string())
             }
         };
+        let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+        self.finish(request, body).await
+    }
+
+    fn head(&self, method: Method, path: &str) -> Builder {
+        let authority = match &self.place {
+            Place::Socket(_) => "localhost",
+            Place::Tcp { authority } => authority,
+        };
+        let request = Request::builder().method(method).uri(path).header(HOST, authority);
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    async fn finish(&self, request: Builder, body: Body) -> Result<Response<Incoming>> {
         let request = request
-            .body(Full::new(body))
+            .body(body)
             .map_err(|e| Failure::because("cannot put the request together", e))?;
         let answer = self.exchange(request).await?;
         if answer.status().is_success() {
@@ -134,7 +160,7 @@ impl Client {
         Err(refused(answer).await)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+    async fn exchange(&self, request: Request<Body>) -> Result<Response<Incoming>> {
         let connected = tokio::time::timeout(CONNECT_DEADLINE, async {
             match &self.place {
                 Place::Socket(path) => {
@@ -167,7 +193,7 @@ fn broken(e: hyper::Error) -> Failure {
 }
 
 /// A daemon that is not there.
-fn not_there(socket: &Path, e: std::io::Error) -> Failure {
+fn not_there(socket: &Path, e: io::Error) -> Failure {
     use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
     let (what, fix) = match e.kind() {
         NotFound | ConnectionRefused => ("aegisd does not run in this home", "start it: aegis up"),
@@ -180,7 +206,9 @@ fn not_there(socket: &Path, e: std::io::Error) -> Failure {
     Failure::because(format!("{what} ({})", socket.display()), e).fix(fix)
 }
 
-type Sender = http1::SendRequest<Full<Bytes>>;
+/// What is sent: bytes at hand, or as they come.
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+type Sender = http1::SendRequest<Body>;
 
 async fn shake<T>(io: TokioIo<T>) -> Result<Sender>
 where
@@ -262,7 +290,7 @@ fn token(home: &Home) -> Result<Option<String>> {
     let path = home.host_token();
     match std::fs::read_to_string(&path) {
         Ok(token) => Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Failure::file("read", &path, e)),
     }
 }

@@ -262,7 +262,8 @@ fn a_kit_becomes_a_machine_and_its_children_stand_below_it() {
         { "id": "inst-1", "parent_id": "", "handle": "bot", "state": "running" },
     ]);
     let started = json!({ "id": "inst-1", "handle": "bot" });
-    let answers = [(201, started), (200, list.clone()), (200, json!([list[0]]))];
+    let there = json!({ "event": "done", "reference": "base", "bytes": 1 });
+    let answers = [(200, there), (201, started), (200, list.clone()), (200, json!([list[0]]))];
     let daemon = Daemon::saying(answers.map(|(code, body)| Some((code, body.to_string()))).into());
     let kit = daemon.home.path().join("kit.toml");
     let text = "name = 'bot'\nimage = 'base'\ncommand = ['bot']\n[capabilities]\nspawn = true\n";
@@ -276,18 +277,19 @@ fn a_kit_becomes_a_machine_and_its_children_stand_below_it() {
     assert!(rows[2].starts_with("inst-2  inst-1  \u{2514} kid"), "{rows:?}");
     daemon.aegis(&["instance", "list", "--parent", "bot", "--state", "running"]);
     let asked = daemon.asked();
+    assert_eq!(asked[0].body, json!({ "image_ref": "base", "if_missing": true }));
     assert_eq!(
-        asked[0].body,
+        asked[1].body,
         json!({ "kit": "bot", "handle": "bot", "image_ref": "base", "command": ["bot"],
             "capabilities": { "spawn": true } })
     );
-    assert!(asked[2].line.contains("/v1/instances?state=running&parent_id=bot"));
+    assert!(asked[3].line.contains("/v1/instances?state=running&parent_id=bot"));
     // Nothing is asked of the daemon when the kit is wrong.
     std::fs::write(kit, "name = 'bot'\ncomand = ['bot']\n").unwrap();
     let out = daemon.aegis(&["instance", "start", "--kit", kit]);
     assert_eq!(out.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&out.stderr).contains("comand"));
-    assert_eq!(daemon.asked().len(), 3);
+    assert_eq!(daemon.asked().len(), 4);
 }
 
 #[test]

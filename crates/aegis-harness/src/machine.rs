@@ -22,6 +22,7 @@ use crate::hands::Hands;
 use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
+use crate::user::{self, User};
 use crate::{primary, trust};
 
 /// The machine as its harness sees it.
@@ -76,6 +77,7 @@ struct Primary {
     pid: Pid,
     environment: BTreeMap<String, String>,
     directory: String,
+    user: Option<User>,
 }
 
 impl Machine {
@@ -144,14 +146,24 @@ impl Machine {
             life.step(Phase::Itself, Phase::Itself)?;
             life.streams.take().ok_or_else(|| conflict(Phase::Running))?
         };
+        let user = match run.user.as_deref().map(user::find).transpose() {
+            Ok(user) => user.flatten(),
+            Err(error) => {
+                self.lock().streams = Some(streams);
+                return Err(error);
+            }
+        };
         let mut all = environment();
         all.extend(self.trust(run.ca_certificate).await);
+        if let Some(user) = &user {
+            all.insert("HOME".to_owned(), user.home.clone());
+        }
         all.extend(run.env);
         let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
         if let Some(key) = &run.authorized_key {
             authorize(key);
         }
-        let wish = Wish { command: run.command, environment: all, directory };
+        let wish = Wish { command: run.command, environment: all, directory, user };
         // Before its first instruction: it may ask at once.
         self.guest.hold(run.capability_token);
         let started = primary::start(self, &wish, streams).await;
@@ -165,8 +177,8 @@ impl Machine {
         if life.phase == Phase::Itself {
             life.phase = Phase::Running;
         }
-        life.primary =
-            Some(Primary { pid, environment: wish.environment, directory: wish.directory });
+        let Wish { environment, directory, user, .. } = wish;
+        life.primary = Some(Primary { pid, environment, directory, user });
         Ok(pid)
     }
 
@@ -190,19 +202,20 @@ impl Machine {
         Ok(())
     }
 
-    /// An exec as a wish: with the primary process's environment below its own.
+    /// An exec as a wish: as the primary process's user, with its environment below its own.
     pub fn wish(&self, start: ExecStart) -> Result<Wish, RpcError> {
         let life = self.lock();
-        let (mut all, directory) = match (&life.primary, life.phase) {
+        let (mut all, directory, user) = match (&life.primary, life.phase) {
             (Some(primary), Phase::Running) => {
-                (primary.environment.clone(), primary.directory.clone())
+                let Primary { environment, directory, user, .. } = primary;
+                (environment.clone(), directory.clone(), user.clone())
             }
-            (None, Phase::Itself) => (environment(), HOME.to_owned()),
+            (None, Phase::Itself) => (environment(), HOME.to_owned(), None),
             (_, phase) => return Err(conflict(phase)),
         };
         all.extend(start.env);
         let directory = start.cwd.unwrap_or(directory);
-        Ok(Wish { command: start.command, environment: all, directory })
+        Ok(Wish { command: start.command, environment: all, directory, user })
     }
 
     /// The primary process, while it runs or its end is not yet known.

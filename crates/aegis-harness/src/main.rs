@@ -32,6 +32,7 @@ mod root;
 mod sys;
 mod trust;
 mod uevents;
+mod user;
 mod warm;
 
 use std::io;

@@ -19,6 +19,7 @@ use crate::cage::Cage;
 use crate::hands::Hands;
 use crate::reaper::{Child, Reaper};
 use crate::sys::{Birth, Stage, Stillborn};
+use crate::user::User;
 
 /// Working directory when none is asked for.
 pub const HOME: &str = "/root";
@@ -45,6 +46,8 @@ pub struct Wish {
     pub environment: BTreeMap<String, String>,
     /// Working directory.
     pub directory: String,
+    /// Whom it runs as; root when absent.
+    pub user: Option<User>,
 }
 
 /// Why nothing runs.
@@ -238,6 +241,7 @@ impl Starter {
         root: Option<CString>,
     ) -> Result<Child, Unable> {
         let (reaper, cage) = (Arc::clone(&self.reaper), self.cage.clone());
+        let user = wish.user.clone();
         let work = move || {
             reaper.spawn(&Birth {
                 programs: &strings.programs,
@@ -245,6 +249,7 @@ impl Starter {
                 environment: &strings.environment,
                 directory: &strings.directory,
                 root: root.as_deref(),
+                user: user.as_ref(),
                 standard: standard.descriptors(),
                 cgroup: cage.as_deref().map(Cage::door),
             })

@@ -14,6 +14,8 @@ use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::user::User;
+
 /// Everything that a new process is made of; nothing is allocated after the fork.
 pub struct Birth<'a> {
     /// Paths to try, in order.
@@ -26,6 +28,8 @@ pub struct Birth<'a> {
     pub directory: &'a CStr,
     /// Root directory, where it is not the harness's own.
     pub root: Option<&'a CStr>,
+    /// Whom it runs as; root when absent.
+    pub user: Option<&'a User>,
     /// Standard input, output and error.
     pub standard: [BorrowedFd<'a>; 3],
     /// Directory of the cgroup to be born in.
@@ -200,7 +204,14 @@ fn become_program(
         if let Some(root) = birth.root {
             rustix::process::chroot(root).map_err(prepared)?;
         }
-        rustix::process::chdir(birth.directory).map_err(failed(Stage::Directory))
+        rustix::process::chdir(birth.directory).map_err(failed(Stage::Directory))?;
+        if let Some(user) = birth.user {
+            // Of this thread alone, and there is no other in the child.
+            rustix::thread::set_thread_groups(&user.groups).map_err(prepared)?;
+            rustix::thread::set_thread_res_gid(user.gid, user.gid, user.gid).map_err(prepared)?;
+            rustix::thread::set_thread_res_uid(user.uid, user.uid, user.uid).map_err(prepared)?;
+        }
+        Ok(())
     };
     if let Err(stillborn) = prepare() {
         return stillborn;

@@ -143,6 +143,7 @@ async fn run(machine: &Arc<Machine>, command: &[&str]) {
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         environment: environment(),
         directory: "/".to_owned(),
+        user: None,
     };
     // A base without this program has other first commands.
     let started = machine.starter.start_quiet(&wish, Path::new(root::ROOT)).await;

@@ -23,6 +23,10 @@ pub enum Code {
     InstanceNotFound,
     /// No such secret.
     SecretNotFound,
+    /// This host has no such image.
+    ImageNotFound,
+    /// Instances have the image.
+    ImageInUse,
     /// The invite is not in a state for that.
     InviteState,
     /// The guest is not in a state for that.
@@ -56,6 +60,8 @@ impl Code {
             Code::InvalidToken => "invalid_token",
             Code::InstanceNotFound => "instance_not_found",
             Code::SecretNotFound => "secret_not_found",
+            Code::ImageNotFound => "image_not_found",
+            Code::ImageInUse => "image_in_use",
             Code::InviteState => "invite_state",
             Code::GuestState => "guest_state",
             Code::InstanceState => "instance_state",

@@ -6,6 +6,7 @@
 mod amounts;
 mod ids;
 mod limits;
+mod reference;
 mod time;
 
 pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number, Share};
@@ -14,4 +15,5 @@ pub use ids::{
     SecretName, Tree,
 };
 pub use limits::{Limit, Limits, OnLimit, Permissions, Usage, Violation};
+pub use reference::{Reference, is_digest, is_loopback};
 pub use time::{DurationMs, Time};

@@ -35,6 +35,11 @@ pub const LOG_FILE_MAX: u64 = 8 * 1024 * 1024;
 /// Log bytes per second that a worker takes from one machine before it lets it wait.
 pub const LOG_RATE: u32 = 8 * 1024 * 1024;
 
+/// One image is fetched and unpacked within this.
+pub const IMAGE_DEADLINE: Duration = Duration::from_secs(2 * 3600);
+/// Names of images that a host knows.
+pub const IMAGE_NAMES_MAX: usize = 4096;
+
 /// Body of a couch request, bytes (contracts/couch.md 9).
 pub const COUCH_BODY_MAX: usize = 64 * 1024;
 /// Body of a host API request, bytes.

@@ -117,6 +117,9 @@ pub struct Run {
     /// Working directory, default `/root`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// `NAME` or number, and perhaps `:GROUP`, as the machine's own files know them; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Ports that the outside may reach.
     #[serde(default)]
     pub expose_ports: Vec<u16>,

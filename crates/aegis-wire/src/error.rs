@@ -104,10 +104,12 @@ pub fn status(code: Code) -> u16 {
         | Code::InvalidToken
         | Code::RequestNotFound
         | Code::SecretNotFound
+        | Code::ImageNotFound
         | Code::InstanceNotFound => 404,
         Code::AlreadyRedeemed
         | Code::InstanceState
         | Code::HandleTaken
+        | Code::ImageInUse
         | Code::EnvelopeExhausted => 409,
         Code::NoCapacity | Code::NotEnforceable => 503,
     }
@@ -125,11 +127,13 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::GuestNotFound
         | Code::RequestNotFound
         | Code::SecretNotFound
+        | Code::ImageNotFound
         | Code::InvalidToken => rpc::CODE_NOT_FOUND,
         Code::AlreadyRedeemed
         | Code::InviteState
         | Code::GuestState
         | Code::InstanceState
+        | Code::ImageInUse
         | Code::HandleTaken => rpc::CODE_CONFLICT,
         Code::InvalidField | Code::MalformedRequest => rpc::CODE_PARAMS,
         Code::NoCapacity | Code::NotEnforceable => rpc::CODE_UNAVAILABLE,

@@ -16,6 +16,7 @@ pub mod couch;
 pub mod door;
 pub mod error;
 pub mod host;
+pub mod images;
 pub mod json;
 pub mod link;
 pub mod logs;

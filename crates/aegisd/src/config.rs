@@ -3,6 +3,7 @@
 
 mod egress;
 mod hatch;
+mod images;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,6 +22,7 @@ use serde::Deserialize;
 pub use egress::name_servers;
 use hatch::{LlmSection, SecretsSection, ServiceSection};
 pub use hatch::{Provider, Vendor};
+pub use images::Images;
 
 /// What was said on the command line.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +84,8 @@ pub struct Config {
     /// Machines with proxy secrets trust an authority of this host's, so that placeholders work inside
     /// of TLS.
     pub tls_ca: bool,
+    /// Where images come from.
+    pub images: Images,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Where machines are reached by name, if they are.
@@ -138,14 +142,6 @@ pub struct Machines {
     pub spares: usize,
 }
 
-impl Config {
-    /// Where the base of an image lies, if this host has it.
-    pub fn image(&self, name: &str) -> Option<PathBuf> {
-        let base = self.home.join("images").join(name).join("base.erofs");
-        (!name.contains('/') && base.exists()).then_some(base)
-    }
-}
-
 /// A setting that can't be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
@@ -187,6 +183,8 @@ struct FileConfig {
     router: RouterSection,
     #[serde(default)]
     secrets: SecretsSection,
+    #[serde(default)]
+    images: images::Section,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -465,6 +463,7 @@ pub fn build(
         providers: hatch::providers(file.llm)?,
         host_services: hatch::services(file.host_services)?,
         tls_ca: file.secrets.tls_ca,
+        images: images::images(file.images, env)?,
         ports,
         by_name: by_name(file.router)?,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),

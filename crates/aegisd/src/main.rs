@@ -12,6 +12,7 @@ mod config;
 mod ctx;
 mod doors;
 mod hatch;
+mod images;
 mod keys;
 mod ledger;
 mod lifecycle;
@@ -168,8 +169,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let follower = tokio::spawn(lifecycle.clone().follow());
     let by_name = web::bind(ctx.config.by_name).await;
     let named_at = by_name.as_ref().and_then(|listener| listener.local_addr().ok());
-    let probe = Arc::new(probe);
-    let app = App { started_at: ctx.now(), probe, ctx, lifecycle, router, named_at };
+    let (probe, fetching) = (Arc::new(probe), Arc::default());
+    let app = App { started_at: ctx.now(), probe, ctx, lifecycle, router, fetching, named_at };
     let by_name_app = app.clone();
     let broker = tokio::spawn(broker::run(app.clone(), calling));
     let hatch = tokio::spawn(hatch::run(app.clone(), knocking));

@@ -7,7 +7,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::shape::Shape;
-use super::{Ask, items, maybe, text, when};
+use super::{Ask, image, items, maybe, text, when};
 use crate::failure::Result;
 use crate::human;
 use crate::output::{fields, plain, table};
@@ -98,11 +98,11 @@ Examples:
   aegis instance start web          again, from its stored settings")]
 pub struct StartArgs {
     /// Id or handle of a stopped one
-    #[arg(required_unless_present_any = ["command", "kit"], conflicts_with_all = ["command", "kit"])]
+    #[arg(required_unless_present_any = ["command", "kit", "image"], conflicts_with_all = ["command", "kit", "image"])]
     existing: Option<String>,
     #[command(flatten)]
     shape: Shape,
-    /// The primary process of a new one, after `--`
+    /// The primary process of a new one, after `--` [default: the image's own]
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -167,6 +167,7 @@ async fn start(ask: &Ask, args: StartArgs) -> Result<()> {
         }
         None => {
             let body = args.shape.body(ask, &args.command).await?;
+            image::provide(ask, &body).await?;
             ask.client.post("/v1/instances", Some(body)).await?
         }
     };

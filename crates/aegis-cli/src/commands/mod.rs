@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod events;
 pub mod exec;
 pub mod guest;
+pub mod image;
 pub mod instance;
 pub mod invite;
 mod kit;
@@ -46,6 +47,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Run(args) => run::run(ask, *args).await,
         Command::Exec(args) => exec::exec(ask, args).await,
         Command::Logs(args) => logs::logs(ask, args).await,
+        Command::Image(command) => image::run(ask, command).await,
         Command::Instance(command) => instance::run(ask, command).await,
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,

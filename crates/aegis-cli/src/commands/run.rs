@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::shape::Shape;
-use super::{Ask, exec, logs, text};
+use super::{Ask, exec, image, logs, text};
 use crate::failure::{EXIT_INTERRUPTED, Failure, Result};
 use crate::output::{self, Format, say};
 use aegis_wire::path::escape;
@@ -28,12 +28,13 @@ deleted; also on Ctrl-C.
 Examples:
   aegis run -- uname -a
   aegis run --memory 512M --cpus 1 -- python3 -c 'print(6 * 7)'
+  aegis run --image python:3.12-alpine -- python3 -V     pulled, if it is not there
   aegis run --env WHO=me -- sh -c 'echo $WHO; exit 3'; echo $?")]
 pub struct RunArgs {
     #[command(flatten)]
     shape: Shape,
-    /// The command and its arguments, after `--`
-    #[arg(last = true, required_unless_present = "kit", value_name = "COMMAND")]
+    /// The command and its arguments, after `--` [default: the image's own]
+    #[arg(last = true, required_unless_present_any = ["kit", "image"], value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -48,6 +49,7 @@ pub async fn run(ask: &Ask, args: RunArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|e| Failure::because("cannot watch for signals", e))?;
     let body = args.shape.body(ask, &args.command).await?;
+    image::provide(ask, &body).await?;
     let created = ask.client.post("/v1/instances", Some(body)).await?;
     let id = text(&created, "id");
     let end = tokio::select! {

@@ -24,7 +24,7 @@ pub struct Shape {
     /// Take everything that no flag says from a kit: a manifest, or a NAME for HOME/kits/NAME.toml
     #[arg(long, value_name = "KIT")]
     kit: Option<PathBuf>,
-    /// Image [default: the host's]
+    /// Image, pulled if it is not there [default: the host's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     /// Name of your own for it, unique on this host
@@ -137,13 +137,14 @@ impl Shape {
         if !command.is_empty() {
             body["command"] = json!(command);
         }
-        if body.get("command").is_none() {
+        set(&mut body, "image_ref", self.image);
+        // An image may name a command; whether it does, the daemon knows.
+        if body.get("command").is_none() && body.get("image_ref").is_none() {
             return Err(Failure::Usage(
                 "the kit names no command: put one after `--`, or into the kit".into(),
             ));
         }
         set(&mut body, "handle", self.name);
-        set(&mut body, "image_ref", self.image);
         set(&mut body, "memory_mb", self.memory);
         set(&mut body, "vcpus", self.cpus);
         set(&mut body, "disk_gb", self.disk);
@@ -294,5 +295,6 @@ mod tests {
             json!({ "kit": "x", "command": ["y"] })
         );
         assert_eq!(body(Some("name = 'x'"), &[], &[]).unwrap_err().exit_code(), 2);
+        assert_eq!(body(None, &["--image", "y"], &[]).unwrap(), json!({ "image_ref": "y" }));
     }
 }

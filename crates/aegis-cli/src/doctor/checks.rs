@@ -33,6 +33,7 @@ const DEFAULT_LISTEN: &str = "127.0.0.1:3000";
 pub fn all(home: &Home) -> Vec<Check> {
     let mut checks = vec![program("aegisd"), inside("aegis-harness"), inside("aegis-mcp-guest")];
     checks.extend(worker());
+    checks.push(program("aegis-image"));
     checks.push(qemu());
     checks.push(mke2fs());
     checks.push(guest_kernel(home));

@@ -5,6 +5,7 @@ fn wish(command: &[&str]) -> Wish {
         command: command.iter().map(|w| (*w).to_owned()).collect(),
         environment: environment(),
         directory: "/".to_owned(),
+        user: None,
     }
 }
 

@@ -20,7 +20,7 @@ const AGENT_PORT: u64 = 8080;
 /// Makes an invite.
 pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<Invite, Error> {
     if let (Some(image), ProvisionerKind::Local) = (&ask.offer.golden, app.ctx.config.provisioner) {
-        super::check_image(&app.ctx.config, "golden", image)?;
+        super::images::check(&app.ctx.config, "golden", image)?;
     }
     let now = app.ctx.now();
     let id = keys::invite_id(now)?;

@@ -17,6 +17,7 @@ use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, Memory
 use super::exec::{self, Running};
 use super::{App, Error, Host, instance_not_found, secrets, tree};
 use crate::config::Config;
+use crate::images::Images;
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
 
@@ -80,6 +81,14 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
     let now = app.ctx.now();
     let id = keys::instance_id(now)?;
     let config = app.ctx.config.clone();
+    let known = match &create.handle {
+        Some(handle) => app.ctx.ledger.read(|f| f.instance_by_handle(handle))?.is_some(),
+        None => false,
+    };
+    if !known {
+        let image = create.image.as_ref().unwrap_or(&config.default_image);
+        super::images::provide(app, image).await?;
+    }
     let (id, is_new) = app
         .ctx
         .ledger
@@ -105,14 +114,14 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             may_bring(create.workspace.is_some())?;
             let defaults = Limits::default();
             let disk = create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2));
-            let command = "a list of words: a new instance needs its primary process";
+            let command = "a list of words: a new instance needs its primary process, and its image names none";
             let spec = spec(&create, &config, disk, command)?;
             let rights = create.capabilities.granted()?;
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
             secrets::check(facts, &spec.given.secrets)?;
-            super::check_image(&config, "image_ref", &spec.image)?;
+            super::images::check(&config, "image_ref", &spec.image)?;
             check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
@@ -136,7 +145,8 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
     Ok(if is_new { Created::New(instance) } else { Created::Restarted(instance) })
 }
 
-/// What an instance is made of, with this host's defaults; `command` says what its command must be.
+/// What an instance is made of, with this host's defaults and its image's command; `command` says
+/// what its command must be where the image has none.
 pub(super) fn spec(
     create: &Create,
     config: &Config,
@@ -144,10 +154,15 @@ pub(super) fn spec(
     command: &str,
 ) -> Result<Spec, Refusal> {
     let missing = || Refusal::field("command", command);
+    let image = create.image.clone().unwrap_or_else(|| config.default_image.clone());
+    let own = || {
+        let own = Images::of(&config.home).find(&image)?.run.command();
+        (!own.is_empty()).then_some(own)
+    };
     Ok(Spec {
         handle: create.handle.clone(),
-        image: create.image.clone().unwrap_or_else(|| config.default_image.clone()),
-        command: create.command.clone().ok_or_else(missing)?,
+        command: create.command.clone().or_else(own).ok_or_else(missing)?,
+        image,
         env: create.env.clone(),
         cwd: create.cwd.clone(),
         cpu: create.cpu.unwrap_or(DEFAULT_CPU),

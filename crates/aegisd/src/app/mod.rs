@@ -5,6 +5,7 @@ pub mod audit;
 pub mod couch;
 pub mod events;
 pub mod exec;
+pub mod images;
 pub mod instances;
 pub mod kill;
 pub mod limits;
@@ -19,10 +20,10 @@ use std::io;
 use std::sync::Arc;
 
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::words::{ImageRef, Time};
+use aegis_wire::words::Time;
 
-use crate::config::Config;
 use crate::ctx::Shared;
+use crate::images::Failed;
 use crate::ledger::{self, WriteError};
 use crate::lifecycle::{Lifecycle, WorkerError};
 use crate::router::Router;
@@ -49,26 +50,6 @@ impl Host {
     }
 }
 
-/// Most names of images that a refusal lists.
-const IMAGES_NAMED: usize = 10;
-
-/// Refuses an image that this host does not have: who asks now can still choose another.
-fn check_image(config: &Config, field: &str, image: &ImageRef) -> Result<(), Refusal> {
-    if config.image(image.as_str()).is_some() {
-        return Ok(());
-    }
-    let listed = std::fs::read_dir(config.home.join("images")).into_iter().flatten().flatten();
-    let named = listed.filter_map(|e| e.file_name().into_string().ok());
-    let mut names: Vec<String> = named.filter(|name| config.image(name).is_some()).collect();
-    names.sort();
-    names.truncate(IMAGES_NAMED);
-    let mut refusal = Refusal::field(field, format!("an image of this host: {}", names.join(", ")));
-    refusal.requested = Some(image.to_string());
-    let hint = "`aegis setup` makes the image base; others are directories below HOME/images";
-    refusal.hint = Some(hint.to_owned());
-    Err(refusal)
-}
-
 /// What verbs need.
 #[derive(Clone)]
 pub struct App {
@@ -84,6 +65,8 @@ pub struct App {
     pub named_at: Option<std::net::SocketAddr>,
     /// When this daemon started.
     pub started_at: Time,
+    /// Held by whoever changes the images: one at a time.
+    pub fetching: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why a verb brought nothing.
@@ -101,6 +84,9 @@ pub enum Error {
     /// A machine does not do what it is asked; not the daemon's fault.
     #[error("{0}")]
     Machine(String),
+    /// An image could not be had; not the daemon's fault.
+    #[error(transparent)]
+    Image(#[from] Failed),
     /// The operating system failed.
     #[error("the operating system refused")]
     Io(#[from] io::Error),

@@ -140,7 +140,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
             let Grant::Spawn(permit) = scene.grant else {
                 return Err(Refusal::new(Code::MalformedRequest, "this is no spawn").into());
             };
-            super::check_image(&config, "image_ref", &permit.spec().image)?;
+            super::images::check(&config, "image_ref", &permit.spec().image)?;
             if let Some(handle) = &permit.spec().handle
                 && let Some(there) = facts.instance_by_handle(handle)?
             {

@@ -37,6 +37,15 @@ impl From<app::Error> for Failure {
             app::Error::Machine(message) => {
                 Failure::new(StatusCode::BAD_GATEWAY, "machine_failed", message)
             }
+            app::Error::Image(failed) => {
+                let status = match failed.code.as_str() {
+                    "image_not_found" => StatusCode::NOT_FOUND,
+                    "image_denied" => StatusCode::FORBIDDEN,
+                    "image_refused" => StatusCode::UNPROCESSABLE_ENTITY,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                Failure::new(status, &failed.code, failed.message)
+            }
             // The fault is ours: the client gets an id, the log the whole chain under it.
             ours => {
                 let id = keys::uuid().unwrap_or_default();

@@ -7,6 +7,7 @@ mod couch;
 mod events;
 mod guests;
 mod host;
+mod images;
 mod limit;
 mod secrets;
 mod stream;
@@ -118,6 +119,7 @@ fn routes(state: State) -> Router {
         .merge(couch::host())
         .merge(guests::routes())
         .merge(host::routes())
+        .merge(images::routes())
         .merge(secrets::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)

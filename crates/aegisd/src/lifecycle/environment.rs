@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use aegis_rules::given::{self, Secrets};
 use aegis_rules::instance::Instance;
 use aegis_wire::bounds::SECRETS_INJECTED_MAX;
+use aegis_wire::images::RunConfig;
 use aegis_wire::words::SecretName;
 
 use super::worker::WorkerError;
@@ -17,10 +18,12 @@ const LLM_URL: &str = "http://llm.aegis";
 /// What stands in the place of a vendor's key: SDKs start, and the door drops it.
 const DUMMY_KEY: &str = "aegis";
 
-/// What the primary process gets. What is in the instance's own environment stays.
+/// What the primary process gets. What is in the instance's own environment stays; its image's lies
+/// below all.
 pub(super) fn environment(
     ctx: &Ctx,
     instance: &Instance,
+    image: &RunConfig,
 ) -> Result<BTreeMap<String, String>, WorkerError> {
     let mut env = instance.spec.env.clone();
     let mut bytes = 0;
@@ -36,6 +39,9 @@ pub(super) fn environment(
     }
     for (name, value) in llm(ctx, instance)? {
         env.entry(name).or_insert(value);
+    }
+    for (name, value) in &image.env {
+        env.entry(name.clone()).or_insert_with(|| value.clone());
     }
     Ok(env)
 }

@@ -13,6 +13,7 @@ mod calls;
 mod driver;
 mod environment;
 mod idle;
+mod image;
 mod link;
 mod pool;
 mod reach;
@@ -30,10 +31,12 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::ctx::{Ctx, Shared};
+use crate::images::Images;
 use crate::router::Router;
 use pool::Pool;
 
 pub use calls::{open_bulk, serve_calls};
+pub use image::image;
 pub use sweep::sweep;
 pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw};
 
@@ -131,8 +134,9 @@ impl Lifecycle {
     /// Somebody will most likely want such a machine: its snapshot and a spare are made.
     pub fn expect(&self, spec: &Spec) {
         // What is missing is told to whoever launches one.
-        if let Ok(golden) = steps::golden(&self.inner.ctx, spec) {
-            self.inner.pool.wish(golden, spec.disk);
+        let ctx = &self.inner.ctx;
+        if let Some(image) = Images::of(&ctx.config.home).find(&spec.image) {
+            self.inner.pool.wish(steps::golden(ctx, spec, &image), spec.disk);
         }
     }
 

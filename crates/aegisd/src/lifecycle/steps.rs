@@ -14,9 +14,11 @@ use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
 use aegis_wire::worker::{Disk, Egress, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed};
 
 use super::environment::environment;
+use super::image;
 use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
+use crate::images::Image;
 use crate::{keys, ledger};
 
 /// Memory goes to disk, or comes from there, within this.
@@ -56,10 +58,11 @@ pub(super) async fn launch(
     std::fs::create_dir_all(&log_dir).map_err(program)?;
     let machines = &ctx.config.machines;
     let egress = egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?;
+    let image = image::pinned(ctx, instance)?;
     let launch = Launch {
         generation: WORKER_GENERATION,
         instance_id: instance.id.clone(),
-        golden: golden(ctx, spec)?,
+        golden: golden(ctx, spec, &image),
         cpu: spec.cpu,
         disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
         cgroup: cgroup(ctx, instance.id.as_str()),
@@ -68,8 +71,9 @@ pub(super) async fn launch(
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
-            env: environment(ctx, instance)?,
-            cwd: spec.cwd.clone(),
+            env: environment(ctx, instance, &image.run)?,
+            cwd: spec.cwd.clone().or_else(|| image.cwd()),
+            user: image.run.user.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             capability_token: Some(token),
             authorized_key: spec.authorized_key.clone(),
@@ -117,26 +121,20 @@ fn is_outside(host: &HostName) -> bool {
 }
 
 /// What a machine is cloned from.
-pub(super) fn golden(ctx: &Ctx, spec: &Spec) -> Result<Golden, WorkerError> {
+pub(super) fn golden(ctx: &Ctx, spec: &Spec, image: &Image) -> Golden {
     let machines = &ctx.config.machines;
-    let image = spec.image.as_str();
-    let missing = || {
-        WorkerError::Program(format!(
-            "there is no image {image} on this host; `aegis setup` makes the image base"
-        ))
-    };
-    Ok(Golden {
+    Golden {
         dir: ctx.config.home.join("golden"),
         qemu: machines.qemu.clone(),
         kernel: machines.kernel.clone(),
         modules: machines.modules.clone(),
         harness: machines.programs.join("aegis-harness"),
         mcp: machines.programs.join("aegis-mcp-guest"),
-        base: ctx.config.image(image).ok_or_else(missing)?,
+        base: image.base.clone(),
         vcpus: spec.cpu.vcpus(),
         memory: spec.memory,
         accel: machines.accel,
-    })
+    }
 }
 
 /// A host name has at most 63 of letters, digits and `-`.

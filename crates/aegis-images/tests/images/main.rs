@@ -1,0 +1,8 @@
+//! `aegis-image` as aegisd starts it: jobs on stdin, real archives, a real registry, and what is left
+//! on the disk.
+
+mod archives;
+mod hostile;
+mod registry;
+mod server;
+mod support;
