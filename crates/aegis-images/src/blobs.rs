@@ -2,6 +2,8 @@
 //! have are fetched once. A blob appears under its name when it is whole and was verified; what is
 //! fetched in part stays beside it, and is continued.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -53,6 +55,22 @@ impl Blobs {
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(bytes)
+    }
+
+    /// Names of all that is there.
+    pub fn names(&self) -> io::Result<BTreeSet<OsString>> {
+        fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    /// Removes all blobs but these.
+    pub fn retain(&self, names: &BTreeSet<OsString>) -> io::Result<()> {
+        for name in self.names()?.difference(names) {
+            let path = self.dir.join(name);
+            if path.is_file() {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets one that turned out to be broken.

@@ -129,11 +129,24 @@ impl Tell {
 pub async fn run(job: &Job, archive: impl Read, tell: &Tell) -> Result<Made, Failure> {
     let blobs = Blobs::new(".");
     blobs::emptied(blob_dir::WORK.as_ref())?;
-    let obtained = match &job.task {
-        Task::Registry(wanted) => pull::pull(wanted, &blobs, job.bytes_max, tell).await?,
-        Task::Archive => import::import(archive, &blobs, job.bytes_max)?,
+    let made = match &job.task {
+        Task::Registry(wanted) => {
+            let pulled = pull::pull(wanted, &blobs, job.bytes_max, tell).await;
+            pulled.and_then(|obtained| make(&obtained, &blobs, tell))
+        }
+        Task::Archive => {
+            let before = blobs.names()?;
+            let imported = import::import(archive, &blobs, job.bytes_max);
+            let made = imported.and_then(|obtained| make(&obtained, &blobs, tell));
+            // Nobody will ask for what was in an archive by its digest again.
+            blobs.retain(&before)?;
+            made.map(|made| Made { blobs: Vec::new(), ..made })
+        }
     };
-    make(&obtained, &blobs, tell)
+    if made.is_err() {
+        blobs::emptied(blob_dir::WORK.as_ref())?;
+    }
+    made
 }
 
 /// Lays the layers over each other, and writes them as one file.

@@ -48,19 +48,18 @@ pub async fn pull(
     bytes_max: u64,
     tell: &Tell,
 ) -> Result<Obtained, Failure> {
-    let mut first: Option<Failure> = None;
+    let mut last: Option<Failure> = None;
     for source in &pull.sources {
         let registry = Registry::new(pull, source)?;
         match registry.manifest(pull, bytes_max).await {
             Ok(found) => return registry.fetch(found, blobs, bytes_max, tell).await,
             Err(failure) => {
-                let failure = failure.at(&source.host);
                 // What the registry itself says counts, not what a mirror lacks.
-                first = Some(failure);
+                last = Some(failure.at(&source.host));
             }
         }
     }
-    Err(first.unwrap_or_else(|| Failure::new("image_failed", "there is no registry to ask")))
+    Err(last.unwrap_or_else(|| Failure::new("image_failed", "there is no registry to ask")))
 }
 
 /// A manifest of one image.

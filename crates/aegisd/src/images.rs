@@ -97,7 +97,7 @@ impl Images {
     /// The digest that a name of a fetched image stands for; its own too.
     pub fn digest_of(&self, name: &ImageRef) -> Option<String> {
         if is_digest(name.as_str()) {
-            return Some(name.to_string());
+            return self.place(name.as_str())?.is_dir().then(|| name.to_string());
         }
         let reference = Reference::of(name).ok()?;
         let known = self.index().names.remove(&reference.to_string());
@@ -107,7 +107,9 @@ impl Images {
 
     /// One that was made here.
     pub fn local(&self, name: &str) -> Option<Image> {
-        if name.contains('/') || name.starts_with('.') || name.starts_with("sha256-") {
+        // Not what somebody else can write to, nor what was fetched.
+        let other = name == BLOBS || name.starts_with("sha256-");
+        if name.contains('/') || name.starts_with('.') || other {
             return None;
         }
         let base = self.dir.join(name).join(BASE);

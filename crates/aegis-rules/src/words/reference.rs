@@ -61,9 +61,8 @@ impl Reference {
             true => format!("library/{path}"),
             false => path.to_owned(),
         };
-        let fits = repository.split('/').all(is_part)
-            && is_host(registry)
-            && tag.is_none_or(|tag| is_tag(tag));
+        let fits =
+            repository.split('/').all(is_part) && is_host(registry) && tag.is_none_or(is_tag);
         if !fits {
             return Err(bad());
         }

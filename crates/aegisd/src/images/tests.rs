@@ -37,6 +37,7 @@ fn names_lead_to_images_until_the_last_is_forgotten() {
     assert!(!images.forget(&names[0], &digest('b')).unwrap(), "another name holds it");
     assert_eq!(images.names()[0], (None, digest('a')));
     assert!(images.forget(&digest('a'), &digest('a')).unwrap());
+    assert!(images.digest_of(&name(&digest('a'))).is_none());
     assert_eq!(images.names(), [(Some(names[1].clone()), digest('b'))]);
 }
 
@@ -50,6 +51,8 @@ fn what_is_made_here_goes_first() {
     fs::create_dir(images.dir.join("base")).unwrap();
     fs::write(images.dir.join("base").join(BASE), b"x").unwrap();
     assert!(images.find(&name("base")).unwrap().digest.is_none());
+    fs::write(images.dir.join(BLOBS).join(BASE), b"x").unwrap();
+    assert!(images.local(BLOBS).is_none());
     assert_eq!(images.local_names(), ["base"]);
     images.forget_local("base").unwrap();
     assert!(images.find(&name("base")).unwrap().digest.is_some());
