@@ -27,9 +27,11 @@ mod pipe;
 mod ports;
 mod primary;
 mod process;
+mod pty;
 mod reaper;
 mod root;
 mod sys;
+mod terminal;
 mod uevents;
 mod warm;
 
