@@ -24,6 +24,7 @@ mod outside;
 mod secrets;
 mod services;
 mod spares;
+mod terminal;
 mod tidy;
 mod tree;
 mod values;
