@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 43] = [
+const HOST_ROUTES: [(Method, &str); 44] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -38,6 +38,7 @@ const HOST_ROUTES: [(Method, &str); 43] = [
     (Method::POST, "/v1/instances/x/pause"),
     (Method::POST, "/v1/instances/x/resume"),
     (Method::POST, "/v1/instances/x/exec"),
+    (Method::GET, "/v1/instances/x/exec"),
     (Method::GET, "/v1/instances/x/logs"),
     (Method::GET, "/v1/instances/x/logs?follow=true"),
     (Method::GET, "/v1/instances/x/envelope"),

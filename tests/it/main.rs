@@ -26,6 +26,7 @@ mod placeholders;
 mod secrets;
 mod services;
 mod spares;
+mod terminal;
 mod tidy;
 mod tree;
 mod values;

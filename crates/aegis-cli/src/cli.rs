@@ -134,7 +134,7 @@ mod tests {
         for args in [
             &["aegis", "status", "--surprise"][..],
             &["aegis", "exec", "web", "ls"],
-            &["aegis", "exec", "web", "--tty", "--", "ls"],
+            &["aegis", "exec", "web", "--pty", "--", "ls"],
             &["aegis", "run", "--memory", "lots", "--", "ls"],
             &["aegis", "instance", "start"],
             &["aegis", "instance", "start", "web", "--kit", "kit.toml"],

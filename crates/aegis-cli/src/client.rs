@@ -12,10 +12,15 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::http::request::Builder;
-use hyper::{Method, Request, Response};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::failure::{Failure, Refused, Result};
 use crate::home::Home;
@@ -25,6 +30,12 @@ use crate::ndjson::Lines;
 const ANSWER_MAX: usize = 64 << 20;
 /// How long a connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Largest message of a WebSocket, bytes.
+const MESSAGE_MAX: usize = 1 << 20;
+
+/// A WebSocket to the daemon.
+pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// Where the daemon is.
 #[derive(Clone, Debug)]
@@ -115,6 +126,29 @@ impl Client {
         Ok(Lines::new(self.send(Method::GET, path, None, &headers).await?.into_body()))
     }
 
+    /// Opens a WebSocket.
+    pub async fn socket(&self, path: &str) -> Result<Socket> {
+        let key = generate_key();
+        let headers = [
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", key.as_str()),
+        ];
+        let answer = self.send(Method::GET, path, None, &headers).await?;
+        let accepted = answer.headers().get("sec-websocket-accept").map(|v| v.as_bytes());
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS
+            || accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
+        {
+            return Err(Failure::here("the daemon does not speak WebSocket there"));
+        }
+        let stream = TokioIo::new(hyper::upgrade::on(answer).await.map_err(broken)?);
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MESSAGE_MAX))
+            .max_frame_size(Some(MESSAGE_MAX));
+        Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -154,7 +188,7 @@ impl Client {
             .body(body)
             .map_err(|e| Failure::because("cannot put the request together", e))?;
         let answer = self.exchange(request).await?;
-        if answer.status().is_success() {
+        if answer.status().is_success() || answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
         Err(refused(answer).await)
@@ -218,7 +252,7 @@ where
         .await
         .map_err(|e| Failure::because("what listens there does not speak HTTP", e))?;
     // Its errors reach us through the sender and the body.
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     Ok(sender)
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::calls::Calls;
 use crate::machine::Machine;
 use crate::pipe::Port;
-use crate::{exec, ports};
+use crate::{exec, ports, terminal};
 
 /// Serves the host for ever; only a port that is gone ends it.
 pub async fn serve(machine: Arc<Machine>, port: Port) -> io::Result<()> {
@@ -45,7 +45,16 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Control => control(machine, mux, stream).await,
         // More logs streams than sessions are none of ours.
         StreamHead::Logs => drop(machine.logs.try_send(stream)),
-        StreamHead::Exec(start) => exec::serve(machine, stream, start).await,
+        StreamHead::Exec(mut start) => match start.tty.take() {
+            None => exec::serve(machine, stream, start).await,
+            Some(tty) => {
+                if let Some(term) = &tty.term {
+                    let name = "TERM".to_owned();
+                    start.env.entry(name).or_insert_with(|| term.as_str().to_owned());
+                }
+                terminal::serve(machine, stream, start, tty).await;
+            }
+        },
         StreamHead::Port { port } => ports::serve(stream, port).await,
         StreamHead::Guest { ticket } => machine.guest.arrived(ticket, stream),
     }

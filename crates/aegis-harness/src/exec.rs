@@ -18,7 +18,7 @@ use crate::reaper::Child;
 /// Runs a command to its end, whether or not the host listens.
 pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
     let (from_host, to_host) = tokio::io::split(stream);
-    let mut host = Host(Some(to_host));
+    let mut host = Host::new(to_host);
     let deadline = start.timeout_secs.map(Duration::from_secs);
     let started = async {
         let wish = machine.wish(start)?;
@@ -39,7 +39,7 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
 }
 
 /// The exit of a child whose group is killed at the deadline.
-fn limited(
+pub fn limited(
     machine: Arc<Machine>,
     child: Child,
     deadline: Option<Duration>,
@@ -70,7 +70,7 @@ async fn within(
 }
 
 /// The host's side of a stream; output for a host that is gone is dropped.
-struct Host(Option<WriteHalf<Stream>>);
+pub struct Host(Option<WriteHalf<Stream>>);
 
 impl Sink for Host {
     async fn send(&mut self, frame: &[u8]) {
@@ -83,7 +83,13 @@ impl Sink for Host {
 }
 
 impl Host {
-    async fn end(&mut self, frame: &[u8]) {
+    /// One that listens.
+    pub fn new(to: WriteHalf<Stream>) -> Host {
+        Host(Some(to))
+    }
+
+    /// Sends the last frame.
+    pub async fn end(&mut self, frame: &[u8]) {
         self.send(frame).await;
         if let Some(mut to) = self.0.take() {
             let _ = to.shutdown().await;

@@ -12,10 +12,10 @@ use tokio::sync::oneshot;
 use crate::process::Pipes;
 
 /// Bytes of output in one frame. Smaller than a frame may be: many processes share the memory.
-const CHUNK: usize = 16 * 1024;
+pub const CHUNK: usize = 16 * 1024;
 /// After a process ended, others may still hold its output open: what was started in the
 /// background is not waited for, what ends together with it is.
-const LINGER: Duration = Duration::from_millis(250);
+pub const LINGER: Duration = Duration::from_millis(250);
 /// What a pipe holds at most by default limits of the kernel, bytes.
 const PIPE_MAX: usize = 1 << 20;
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aegis_wire::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
+use aegis_wire::channel::WindowSize;
 use aegis_wire::channel::guest::{API_ENV, API_URL};
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_NOT_FOUND, CODE_PARAMS, RpcError};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use tokio::net::unix::pipe;
 
 use crate::cage::Cage;
 use crate::hands::Hands;
+use crate::pty;
 use crate::reaper::{Child, Reaper};
 use crate::sys::{Birth, Stage, Stillborn};
 use crate::user::User;
@@ -164,6 +166,7 @@ pub struct Starter {
     /// Where they live.
     pub cage: Option<Arc<Cage>>,
     midwife: Hands,
+    terminals: Option<pty::Maker>,
     nothing: Arc<OwnedFd>,
 }
 
@@ -171,11 +174,16 @@ pub struct Starter {
 struct Standard {
     input: Option<OwnedFd>,
     output: Option<(OwnedFd, OwnedFd)>,
+    /// All three are this one.
+    terminal: Option<OwnedFd>,
     nothing: Arc<OwnedFd>,
 }
 
 impl Standard {
     fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        if let Some(terminal) = &self.terminal {
+            return [terminal.as_fd(); 3];
+        }
         let nothing = self.nothing.as_fd();
         let input = self.input.as_ref().map_or(nothing, |fd| fd.as_fd());
         let (output, errors) =
@@ -192,6 +200,7 @@ impl Starter {
             reaper: Arc::new(Reaper::new()),
             cage: cage.map(Arc::new),
             midwife: Hands::start("midwife")?,
+            terminals: pty::Maker::find().ok(),
             nothing: Arc::new(nothing),
         })
     }
@@ -217,7 +226,12 @@ impl Starter {
             let nothing = Arc::clone(&self.nothing);
             Ok((
                 pipes,
-                Standard { input: its_input, output: Some((its_output, its_errors)), nothing },
+                Standard {
+                    input: its_input,
+                    output: Some((its_output, its_errors)),
+                    terminal: None,
+                    nothing,
+                },
             ))
         };
         let (pipes, standard) = make().map_err(Unable::System)?;
@@ -225,11 +239,28 @@ impl Starter {
         Ok((child, pipes))
     }
 
+    /// Starts a process at a terminal of its own; gives the host's side of it too.
+    pub async fn start_at_terminal(
+        &self,
+        wish: &Wish,
+        size: WindowSize,
+    ) -> Result<(Child, OwnedFd), Unable> {
+        let strings = wish.strings()?;
+        let terminals = self.terminals.as_ref();
+        let terminals = terminals.ok_or_else(|| Unable::System(Errno::NODEV.into()))?;
+        let (master, slave) = terminals.make(size).map_err(Unable::System)?;
+        let nothing = Arc::clone(&self.nothing);
+        let standard = Standard { input: None, output: None, terminal: Some(slave), nothing };
+        let child = self.bear(wish, strings, standard, None).await?;
+        Ok((child, master))
+    }
+
     /// Starts a process below another root, which reads and writes nothing.
     pub async fn start_quiet(&self, wish: &Wish, root: &Path) -> Result<Child, Unable> {
         let strings = wish.strings()?;
         let root = CString::new(root.as_os_str().as_encoded_bytes())?;
-        let standard = Standard { input: None, output: None, nothing: Arc::clone(&self.nothing) };
+        let nothing = Arc::clone(&self.nothing);
+        let standard = Standard { input: None, output: None, terminal: None, nothing };
         self.bear(wish, strings, standard, Some(root)).await
     }
 
@@ -251,6 +282,7 @@ impl Starter {
                 root: root.as_deref(),
                 user: user.as_ref(),
                 standard: standard.descriptors(),
+                terminal: standard.terminal.is_some(),
                 cgroup: cage.as_deref().map(Cage::door),
             })
         };

@@ -32,6 +32,8 @@ pub struct Birth<'a> {
     pub user: Option<&'a User>,
     /// Standard input, output and error.
     pub standard: [BorrowedFd<'a>; 3],
+    /// Standard input is the terminal that controls its session.
+    pub terminal: bool,
     /// Directory of the cgroup to be born in.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
@@ -190,6 +192,11 @@ fn become_program(
                 return Err(prepared(last_errno()));
             }
         }
+        if birth.terminal {
+            // SAFETY: 0 was made the terminal just now, and stays it.
+            let terminal = unsafe { BorrowedFd::borrow_raw(0) };
+            rustix::process::ioctl_tiocsctty(terminal).map_err(prepared)?;
+        }
         // SAFETY: only marks descriptors; a kernel that can't is no harm, all are marked.
         unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
         // What the harness ignores and blocks for itself is not for its children.
@@ -299,6 +306,13 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays the same and open until the `AsyncFd` that owns it now
     // is dropped, which takes it out of the runtime first.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// Lets the runtime tell when a descriptor becomes readable, and when writable.
+pub fn watch_both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let both = Interest::READABLE.add(Interest::WRITABLE);
+    // SAFETY: as in `watch`.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, both) }?)
 }
 
 /// Makes the ends of children readable instead of deadly interruptions. Before any thread starts,

@@ -28,6 +28,19 @@ pub const CHANNEL_WINDOW: usize = STREAMS_COUNTED_MAX * 256 * 1024;
 pub const CHANNEL_SPLIT: usize = 16 * 1024;
 /// Largest chunk of output in one exec or log frame, bytes.
 pub const OUTPUT_CHUNK_MAX: usize = 64 * 1024;
+/// Rows, and columns, of a terminal: more than any screen has, and little for a program to allocate.
+pub const TERMINAL_SIDE_MAX: u16 = 4096;
+/// Longest name of a kind of terminal, bytes.
+pub const TERM_MAX: usize = 64;
+/// Typed bytes that wait in a machine for a program that does not read them.
+pub const TERMINAL_INPUT_MAX: usize = 256 * 1024;
+/// A program that takes nothing for so long, with all that may wait waiting, loses it: the end of the
+/// session comes behind it.
+pub const TERMINAL_STALL: Duration = Duration::from_secs(60);
+/// Terminals that a host has open at a time.
+pub const TERMINALS_MAX: usize = 64;
+/// A terminal's client says within this what to run, and reads within this how it ended.
+pub const TERMINAL_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest log line before it is cut in parts, bytes.
 pub const LOG_LINE_MAX: usize = 16 * 1024;
 /// One machine's log file is rotated at this size, bytes; one older file is kept.
@@ -157,6 +170,7 @@ const _: () = assert!(
     HOST_STOP_DEADLINE.as_millis() > GUEST_STOP_GRACE.as_millis() + 1000,
     "the host must wait longer than the guest works"
 );
+const _: () = assert!(HOST_BODY_MAX >= OUTPUT_CHUNK_MAX, "one bound holds for all messages");
 const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
 const _: () = assert!(LLM_BODY_MAX <= LLM_HELD_MAX && LLM_HELD_MAX <= LLM_HELD_BY_ALL_MAX);

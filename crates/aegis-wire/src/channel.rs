@@ -10,10 +10,13 @@ pub mod frame;
 pub mod guest;
 pub mod output;
 pub mod rpc;
+mod tty;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use tty::{BadTty, Term, Tty, WindowSize};
 
 /// First message on a stream that the host opens: length-prefixed JSON (`u32` big-endian).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +26,8 @@ pub enum StreamHead {
     Control,
     /// Output of the primary process as [`output`] frames, machine → host. Opened before `run`.
     Logs,
-    /// Runs a command; [`output`] frames both ways; ends with an exit frame.
+    /// Runs a command; [`output`] frames both ways; ends with an exit frame. At a terminal
+    /// ([`ExecStart::tty`]) the end of the stream hangs up: the session gets SIGHUP.
     Exec(ExecStart),
     /// Bytes to and from a TCP port inside. The harness first answers one byte: [`PORT_OPEN`] or
     /// [`PORT_REFUSED`] (then it closes). Each direction closes on its own.
@@ -57,6 +61,9 @@ pub struct ExecStart {
     /// The whole process group is killed after this long, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u64>,
+    /// Runs it at a terminal of its own instead of at pipes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<Tty>,
 }
 
 /// How a process ended.

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
-use crate::channel::ExecStart;
 use crate::egress::ServiceName;
 use crate::refusal::{Code, Refusal};
 use crate::words::{CpuMillis, DiskBytes, Handle, ImageRef, Limit, Limits, MemoryMb, Time};
@@ -16,11 +14,14 @@ use aegis_rules::envelope::EnvelopeAsk;
 use aegis_rules::given::{Models, Secrets};
 use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 
+mod exec;
 mod given;
 mod ports;
 mod reach;
 mod tree;
 
+pub use exec::{ExecBody, TerminalBody, TerminalControl};
+use exec::{check_command, check_cwd, check_env};
 pub(crate) use given::services;
 pub use given::{SecretBody, SecretList, SecretShape, SecretsBody};
 pub(crate) use ports::check_reachable;
@@ -175,86 +176,6 @@ impl CreateBody {
             egress: self.egress.unwrap_or_default().parse("egress")?,
             kit: self.kit,
         })
-    }
-}
-
-/// Body of `POST /v1/instances/{id}/exec`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExecBody {
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Added to the primary process's environment.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// Working directory.
-    #[serde(default)]
-    pub cwd: Option<String>,
-    /// Terminals are not served yet: `true` is refused.
-    #[serde(default)]
-    pub tty: bool,
-    /// The process group is killed after this long; 1 second to 30 days.
-    #[serde(default)]
-    pub timeout_secs: Option<u64>,
-}
-
-impl ExecBody {
-    /// Parses every field.
-    pub fn parse(self) -> Result<ExecStart, Refusal> {
-        check_command(&self.command, &self.env)?;
-        check_env(&self.env)?;
-        if self.tty {
-            return Err(Refusal::field("tty", "false: terminals are not served by this version"));
-        }
-        if self.timeout_secs.is_some_and(|s| s == 0 || s > 30 * 86_400) {
-            return Err(Refusal::field("timeout_secs", "a whole number from 1 to 2592000"));
-        }
-        Ok(ExecStart {
-            command: self.command,
-            env: self.env,
-            cwd: check_cwd(self.cwd)?,
-            timeout_secs: self.timeout_secs,
-        })
-    }
-}
-
-fn check_command(command: &[String], env: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let bytes: usize = command.iter().map(String::len).sum::<usize>()
-        + env.iter().map(|(k, v)| k.len() + v.len() + 2).sum::<usize>();
-    if command.is_empty()
-        || command[0].is_empty()
-        || command.len() > COMMAND_WORDS_MAX
-        || bytes > COMMAND_BYTES_MAX
-        || command.iter().any(|w| w.contains('\0'))
-    {
-        return Err(Refusal::field(
-            "command",
-            format!(
-                "1 to {COMMAND_WORDS_MAX} words, the first not empty, without NUL, together with \
-                 env at most {COMMAND_BYTES_MAX} bytes"
-            ),
-        ));
-    }
-    Ok(())
-}
-
-fn check_env(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
-    let bad = |k: &String, v: &String| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0');
-    match env.iter().find(|(k, v)| bad(k, v)) {
-        None => Ok(()),
-        Some((key, _)) => Err(Refusal::field(
-            format!("env.{}", key.chars().take(64).collect::<String>()),
-            "a name without = and a value, both without NUL",
-        )),
-    }
-}
-
-fn check_cwd(cwd: Option<String>) -> Result<Option<String>, Refusal> {
-    match cwd {
-        Some(dir) if !dir.starts_with('/') || dir.len() > 4096 || dir.contains('\0') => {
-            Err(Refusal::field("cwd", "an absolute path of at most 4096 bytes"))
-        }
-        other => Ok(other),
     }
 }
 

@@ -142,7 +142,9 @@ pub async fn read_output<'a, R: AsyncRead + Unpin>(
         Kind::Stdout => Output::Bytes(Stream::Stdout, buffer),
         Kind::Stderr => Output::Bytes(Stream::Stderr, buffer),
         Kind::Exit | Kind::Failed => Output::End(kind, buffer),
-        Kind::Stdin | Kind::StdinEnd => return Err(io::Error::other("a frame of the host's own")),
+        Kind::Stdin | Kind::StdinEnd | Kind::Resize => {
+            return Err(io::Error::other("a frame of the host's own"));
+        }
     }))
 }
 

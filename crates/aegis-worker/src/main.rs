@@ -37,6 +37,7 @@ mod serve;
 mod snapshot;
 mod suspend;
 mod sys;
+mod terminal;
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;

@@ -31,7 +31,7 @@ use crate::net::Net;
 use crate::relay::{Session, USER_STREAMS_MAX};
 use crate::run_dir::{ProcessName, Record, RunDir};
 use crate::running::{End, Running};
-use crate::{broker, disk, lines, logs, port, snapshot};
+use crate::{broker, disk, lines, logs, port, snapshot, terminal};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 512;
@@ -290,6 +290,10 @@ async fn serve(
             Ok(live) => serve_exec(&live, stream, exec_id, start).await,
             Err(error) => refuse(&mut stream, error).await,
         },
+        Request::Terminal { start } => match awake(shared) {
+            Ok(live) => serve_terminal(&live, stream, start).await,
+            Err(error) => refuse(&mut stream, error).await,
+        },
         Request::Port { port } => match awake(shared) {
             Ok(live) => serve_port(&live, stream, port).await,
             Err(error) => refuse(&mut stream, error).await,
@@ -426,6 +430,21 @@ async fn serve_exec(
         Err(error) => return refuse(&mut stream, error).await,
     };
     match exec::run(&session, &live.log, Asker::new(&mut stream), exec_id, start).await {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
+    }
+}
+
+async fn serve_terminal(
+    live: &Live,
+    mut stream: Stream,
+    start: aegis_wire::channel::ExecStart,
+) -> io::Result<()> {
+    let (_place, session) = match place(live).await {
+        Ok(found) => found,
+        Err(error) => return refuse(&mut stream, error).await,
+    };
+    match terminal::run(&session, &mut stream, start).await {
         Ok(()) => Ok(()),
         Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
     }

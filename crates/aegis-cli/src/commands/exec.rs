@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use aegis_wire::host::TerminalBody;
 use aegis_wire::logs::{Entry, ExecDone, Stream};
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{Ask, parse_env};
+use super::{Ask, parse_env, terminal};
 use crate::failure::{EXIT_INTERRUPTED, EXIT_OTHER, Failure, Result};
 use crate::human::parse_seconds;
 use crate::output::{self, Format, say};
@@ -23,10 +24,14 @@ Examples:
   aegis exec web -- uname -a
   aegis exec web --env LANG=C --cwd /workspace -- sh -c 'ls -l; exit 3'
   aegis exec web --timeout 30s -- make test
-  aegis exec web -- tar -c /etc > etc.tar")]
+  aegis exec web -- tar -c /etc > etc.tar
+  aegis exec -t web -- bash                  a shell at this terminal")]
 pub struct ExecArgs {
     /// Id or handle of the machine
     name: String,
+    /// Run it at a terminal: this one. Nothing of it goes to the logs, and it ends when this ends
+    #[arg(long, short)]
+    tty: bool,
     /// Add to its environment (may be repeated)
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_env)]
     env: Vec<(String, String)>,
@@ -64,15 +69,22 @@ fn read(line: &[u8]) -> Result<Line> {
 /// Runs it, and ends as it ended.
 pub async fn exec(ask: &Ask, args: ExecArgs) -> Result<()> {
     let env: BTreeMap<String, String> = args.env.into_iter().collect();
+    let path = format!("/v1/instances/{}/exec", escape(&args.name));
+    // Whole seconds, and not none: the contract's unit.
+    let timeout_secs = args.timeout.map(|timeout| timeout.ceil().max(1.0) as u64);
+    if args.tty {
+        terminal::check(ask)?;
+        let (command, cwd, tty) = (args.command, args.cwd, terminal::here());
+        let body = TerminalBody { command, env, cwd, timeout_secs, tty };
+        return ended(terminal::run(ask, &path, &body).await?);
+    }
     let mut body = json!({ "command": args.command, "env": env });
     if let Some(cwd) = args.cwd {
         body["cwd"] = cwd.into();
     }
-    if let Some(timeout) = args.timeout {
-        // Whole seconds, and not none: the contract's unit.
-        body["timeout_secs"] = (timeout.ceil().max(1.0) as u64).into();
+    if let Some(timeout) = timeout_secs {
+        body["timeout_secs"] = timeout.into();
     }
-    let path = format!("/v1/instances/{}/exec", escape(&args.name));
     tokio::select! {
         done = follow(ask, &path, body) => ended(done?),
         _ = tokio::signal::ctrl_c() => {

@@ -16,6 +16,7 @@ pub mod redeem;
 pub mod run;
 pub mod secret;
 pub mod shape;
+pub mod terminal;
 
 use clap::CommandFactory as _;
 use serde_json::Value;

@@ -1,7 +1,8 @@
 //! Frames on exec and log streams: kind (1 byte), length (4, big-endian), payload.
 //!
 //! Machine → host: [`Kind::Stdout`], [`Kind::Stderr`], then one [`Kind::Exit`] or [`Kind::Failed`].
-//! Host → machine (exec only): [`Kind::Stdin`], [`Kind::StdinEnd`].
+//! Host → machine (exec only): [`Kind::Stdin`], [`Kind::StdinEnd`]; at a terminal [`Kind::Stdin`],
+//! [`Kind::Resize`]. What a terminal shows is one stream, [`Kind::Stdout`].
 
 use crate::bounds::OUTPUT_CHUNK_MAX;
 
@@ -24,13 +25,15 @@ pub enum Kind {
     Stdin = 5,
     /// Standard input ends.
     StdinEnd = 6,
+    /// [`super::WindowSize::bytes`] of a terminal.
+    Resize = 7,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Kind> {
-        [Kind::Stdout, Kind::Stderr, Kind::Exit, Kind::Failed, Kind::Stdin, Kind::StdinEnd]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        use Kind::{Exit, Failed, Resize, Stderr, Stdin, StdinEnd, Stdout};
+        let all = [Stdout, Stderr, Exit, Failed, Stdin, StdinEnd, Resize];
+        all.into_iter().find(|k| *k as u8 == byte)
     }
 }
 

@@ -42,6 +42,27 @@ pub(super) async fn run(
     start: ExecStart,
     wait: Duration,
 ) -> Result<Running, Error> {
+    once_running(app, id, wait, || attempt(app, id, start.clone())).await
+}
+
+/// `None` where the machine does not run at this instant.
+async fn attempt(app: &App, id: &InstanceId, start: ExecStart) -> Result<Option<Running>, Error> {
+    let exec_id = keys::uuid()?;
+    let mut lines = lifecycle::exec(&app.ctx, id, exec_id.clone(), start).await?;
+    if still_frozen(&mut lines).await? {
+        return Ok(None);
+    }
+    Running::new(InUse::begin(&app.ctx, id), id, exec_id, lines).await.map(Some)
+}
+
+/// Attempts something once the machine of an instance that was asked to run runs, and again while
+/// the attempt finds that it does not.
+pub(super) async fn once_running<T, F: Future<Output = Result<Option<T>, Error>>>(
+    app: &App,
+    id: &InstanceId,
+    wait: Duration,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, Error> {
     let mut commits = app.ctx.ledger.commits();
     let started = async {
         loop {
@@ -52,14 +73,11 @@ pub(super) async fn run(
                 let message = format!("the machine ended before the command ran: {ended}");
                 return Err(Error::Refused(Refusal::new(Code::InstanceState, message)));
             }
-            if now.state == InstanceState::Running {
-                let exec_id = keys::uuid()?;
-                let mut lines =
-                    lifecycle::exec(&app.ctx, id, exec_id.clone(), start.clone()).await?;
-                if !still_frozen(&mut lines).await? {
-                    return Running::new(InUse::begin(&app.ctx, id), id, exec_id, lines).await;
-                }
-                // Asked while it was about to be frozen and then thawed: that is recorded soon.
+            // Asked while it was about to be frozen and then thawed: that is recorded soon.
+            if now.state == InstanceState::Running
+                && let Some(done) = attempt().await?
+            {
+                return Ok(done);
             }
             if commits.changed().await.is_err() {
                 return Err(ledger::Error::Closed.into());

@@ -357,6 +357,11 @@ pub async fn prune(host: Host, app: &App, older_ms: u64) -> Result<Vec<InstanceI
 
 /// Runs a command; waits for a starting machine, wakes a paused one.
 pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Running, Error> {
-    let (id, _) = write_verb(app, name, Verb::Exec).await?;
+    let id = to_run_in(app, name).await?;
     exec::run(app, &id, start, exec::HOST_WAIT).await
+}
+
+/// The instance in which something is to run; a paused one is asked to wake.
+pub(super) async fn to_run_in(app: &App, name: &str) -> Result<InstanceId, Error> {
+    Ok(write_verb(app, name, Verb::Exec).await?.0)
 }

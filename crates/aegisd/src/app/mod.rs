@@ -14,6 +14,7 @@ pub mod logs;
 pub mod metrics;
 pub mod ports;
 pub mod secrets;
+pub mod terminal;
 pub mod tree;
 
 use std::io;

@@ -23,6 +23,11 @@ impl Failure {
     pub(super) fn new(status: StatusCode, code: &str, error: impl Into<String>) -> Failure {
         Failure { status, body: ErrorBody::new(code, error), retry_after: None }
     }
+
+    /// What it says, where no status can go with it.
+    pub(super) fn body(&self) -> &ErrorBody {
+        &self.body
+    }
 }
 
 impl From<app::Error> for Failure {

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::answer::Failure;
 use super::ask::{HostAuth, JsonBody, Named, Params, bad_query};
-use super::{State, stream};
+use super::{State, stream, terminal};
 use crate::app::instances::{self, Created as Made};
 use crate::app::{self, audit, logs, ports};
 use crate::config::ProvisionerKind;
@@ -41,7 +41,7 @@ pub(super) fn routes() -> Router<State> {
         .route("/v1/instances/{id}/disable", post(disable))
         .route("/v1/instances/{id}/pause", post(pause))
         .route("/v1/instances/{id}/resume", post(resume))
-        .route("/v1/instances/{id}/exec", post(exec))
+        .route("/v1/instances/{id}/exec", post(exec).get(terminal::exec))
         .route("/v1/instances/{id}/logs", get(read_logs))
         .route("/v1/instances/{id}/envelope", get(envelope))
         .route("/v1/instances/{id}/expose", post(expose))

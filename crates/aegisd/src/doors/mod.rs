@@ -11,21 +11,22 @@ mod images;
 mod limit;
 mod secrets;
 mod stream;
+mod terminal;
 mod trace;
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_wire::bounds::EVENT_FOLLOWERS_MAX;
+use aegis_wire::bounds::{EVENT_FOLLOWERS_MAX, TERMINALS_MAX};
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
@@ -41,6 +42,8 @@ use limit::RateLimit;
 const CONNECTIONS_MAX: usize = 4096;
 /// A client has this long to send a request's head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// A quiet client is asked this often whether it is still there; three times in vain is the end.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Requests that run when the daemon stops have this long to end.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,8 @@ pub(crate) struct State {
     listen: SocketAddr,
     /// Who may follow events yet.
     followers: Arc<Semaphore>,
+    /// Who may sit at a terminal yet.
+    terminals: Arc<Semaphore>,
     /// Answers that go on without end, end when this says so.
     stopped: watch::Receiver<bool>,
 }
@@ -103,6 +108,7 @@ pub fn open(listeners: Listeners, app: App) -> Doors {
         rate: Arc::new(RateLimit::new(per_second, burst)),
         listen: listeners.address,
         followers: Arc::new(Semaphore::new(EVENT_FOLLOWERS_MAX)),
+        terminals: Arc::new(Semaphore::new(TERMINALS_MAX)),
         stopped: stopped.clone(),
         app,
     };
@@ -142,8 +148,18 @@ impl Listen for TcpListener {
     async fn next(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, from) = self.accept().await?;
         stream.set_nodelay(true)?;
+        // A client that vanished without a word must not keep its terminal, or anything else.
+        let _ = keep_alive(&stream);
         Ok((stream, Peer::Tcp(from)))
     }
+}
+
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE)?;
+    sockopt::set_tcp_keepcnt(stream, 3)
 }
 
 impl Listen for UnixListener {
@@ -156,7 +172,6 @@ impl Listen for UnixListener {
 
 async fn serve<L: Listen>(router: Router, mut stopped: watch::Receiver<bool>, listener: L) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let graceful = GracefulShutdown::new();
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { break };
         let (stream, peer) = tokio::select! {
@@ -181,14 +196,24 @@ async fn serve<L: Listen>(router: Router, mut stopped: watch::Receiver<bool>, li
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_headers(64)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut stopping = stopped.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = async { let _ = stopping.wait_for(|s| *s).await; } => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a client's connection failed");
             }
             drop(slot);
         });
     }
-    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+    // All slots are free once every connection has ended.
+    let _ = tokio::time::timeout(DRAIN, slots.acquire_many(CONNECTIONS_MAX as u32)).await;
 }

@@ -38,7 +38,7 @@ use pool::Pool;
 pub use calls::{open_bulk, serve_calls};
 pub use image::image;
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw};
+pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]

@@ -118,6 +118,15 @@ pub async fn exec(
     say(ctx, id, &Request::Exec { exec_id, start }).await
 }
 
+/// Runs a command at a terminal of a machine; what follows on the connection are its frames.
+pub async fn terminal(
+    ctx: &Ctx,
+    id: &InstanceId,
+    start: ExecStart,
+) -> Result<Connection, WorkerError> {
+    ask(ctx, id, &Request::Terminal { start }, 2 * RPC_DEADLINE).await
+}
+
 /// Opens a TCP port of a machine; what follows on the connection are its bytes.
 pub(super) async fn open_port(
     ctx: &Ctx,
