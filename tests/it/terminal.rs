@@ -178,6 +178,13 @@ fn a_shell_behaves_as_at_a_terminal() {
     screen.typed("seq 200000 | md5sum; seq 200000; echo al\"\"l\r");
     screen.shows("199999\r\n200000\r\nall");
 
+    // So does what is pasted.
+    screen.typed("stty -echo; echo re''ady; cat > /tmp/pasted; stty echo; wc -c < /tmp/pasted\r");
+    screen.shows("ready");
+    screen.typed(&"0123456789\r".repeat(20_000));
+    screen.typed("\x04");
+    screen.shows("220000");
+
     screen.typed("exit 7\r");
     client.ends(7);
     assert_eq!(format!("{:?}", screen.modes()), format!("{before:?}"), "as it was");
@@ -198,7 +205,7 @@ fn a_shell_behaves_as_at_a_terminal() {
 
 #[test]
 fn a_client_that_leaves_takes_its_session_along() {
-    let house = House::new(SERVING);
+    let mut house = House::new(SERVING);
     machine(&house);
     let screen = Screen::new(24, 80);
     let before = screen.modes();
@@ -231,6 +238,18 @@ fn a_client_that_leaves_takes_its_session_along() {
         drop(client);
         until_count(&house, "mark1008", 0);
     }
+
+    // A daemon that ends takes them along too, and says so.
+    // The killed program could not give its terminal back: this is another.
+    let screen = Screen::new(24, 80);
+    let mut client = screen.exec(&house, &["box", "--", "sh", "-c", "echo re''ady; sleep 1009"]);
+    screen.shows("ready");
+    house.stop();
+    screen.shows("a terminal ends with it");
+    client.ends(1);
+    assert_eq!(format!("{:?}", screen.modes()), format!("{before:?}"));
+    house.start();
+    until_count(&house, "sleep 1009", 0);
 
     let mut command = Command::new(aegis_tests::programs().join("aegis"));
     command.args(["exec", "-t", "box", "--", "true"]).env("AEGIS_HOME", house.home());

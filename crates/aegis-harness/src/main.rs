@@ -3,7 +3,7 @@
 //! ```text
 //! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
 //!            │         └────▶ machine: what all share, and the phases of its life
-//!            ├──▶ exec, primary ─▶ output ─▶ process ─▶ reaper ─▶ sys     ports
+//!            ├──▶ exec, terminal, primary ─▶ output ─▶ process, pty ─▶ reaper ─▶ sys     ports
 //!            └◀── guest: what processes inside ask of the host
 //! ```
 //! A panic here ends the machine: the kernel stops without its first process, and the host sees it.

@@ -44,14 +44,15 @@ impl Raw {
     fn again(&self) -> Result<()> {
         let mut modes = self.before.clone();
         modes.make_raw();
-        tcsetattr(stdin(), OptionalActions::Drain, &modes).map_err(unable)
+        tcsetattr(stdin(), OptionalActions::Now, &modes).map_err(unable)
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
-        let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.before);
+        // At once: a terminal that takes no output must not keep the program. One that is gone needs
+        // nothing.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
     }
 }
 

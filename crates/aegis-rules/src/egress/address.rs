@@ -10,12 +10,14 @@ const fn v4(a: u8, b: u8, c: u8, prefix: u8) -> Ipv4Net {
 }
 
 /// IPv4 that is never reachable, with the word for why.
-const NEVER_V4: [(Ipv4Net, &str); 12] = [
+const NEVER_V4: [(Ipv4Net, &str); 13] = [
     (v4(0, 0, 0, 8), "this network"),
     (v4(10, 0, 0, 8), "private"),
     (v4(100, 64, 0, 10), "carrier-grade NAT"),
     (v4(127, 0, 0, 8), "loopback"),
     (v4(169, 254, 0, 16), "link-local and metadata"),
+    // Public by its looks, and the host's agent in one cloud.
+    (Ipv4Net::new_assert(Ipv4Addr::new(168, 63, 129, 16), 32), "metadata"),
     (v4(172, 16, 0, 12), "private"),
     (v4(192, 0, 0, 24), "protocol assignments"),
     (v4(192, 88, 99, 24), "6to4 relays"),

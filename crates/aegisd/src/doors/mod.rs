@@ -88,6 +88,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<Listeners> {
 pub struct Doors {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
+    terminals: Arc<Semaphore>,
 }
 
 impl Doors {
@@ -97,6 +98,9 @@ impl Doors {
         for task in self.tasks {
             let _ = task.await;
         }
+        // Who sits at a terminal is told.
+        let told = self.terminals.acquire_many(TERMINALS_MAX as u32);
+        let _ = tokio::time::timeout(DRAIN, told).await;
     }
 }
 
@@ -112,10 +116,11 @@ pub fn open(listeners: Listeners, app: App) -> Doors {
         stopped: stopped.clone(),
         app,
     };
+    let terminals = Arc::clone(&state.terminals);
     let router = routes(state);
     let tcp = tokio::spawn(serve(router.clone(), stopped.clone(), listeners.tcp));
     let unix = tokio::spawn(serve(router, stopped, listeners.unix));
-    Doors { stop, tasks: vec![tcp, unix] }
+    Doors { stop, tasks: vec![tcp, unix], terminals }
 }
 
 /// Public and host routes are separate routers; what is in neither is a 404 or a 405.

@@ -203,8 +203,12 @@ async fn pass_on(
     line: &Line,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Failure> {
-    if *request.method() == Method::CONNECT {
-        return Err(say(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no tunnels here"));
+    // A server that answers TRACE says headers back: with secrets in the place of placeholders.
+    let barred = [Method::CONNECT, Method::TRACE];
+    if barred.contains(request.method()) || request.method().as_str().eq_ignore_ascii_case("track")
+    {
+        let words = "neither tunnels nor traces here";
+        return Err(say(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", words));
     }
     let goal = goal(machine, &line.knock, &request)?;
     let upgrade = is_upgrade(request.headers());

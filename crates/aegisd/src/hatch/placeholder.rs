@@ -2,6 +2,7 @@
 //! nowhere else.
 
 use aegis_rules::refusal::Refusal;
+use aegis_wire::bounds::DOOR_HEAD_MAX;
 use aegis_wire::egress::HostName;
 use aegis_wire::words::SecretName;
 use base64::Engine as _;
@@ -96,6 +97,12 @@ fn in_text(
             let message = format!("this host keeps no secret {}", place.name);
             return Err(Refusal::denied("secret_hosts", message));
         };
+        // One that is there again and again would make much of little.
+        let grown = out.matches(&place.text).count().saturating_mul(secret.len());
+        if grown.saturating_add(out.len()) > DOOR_HEAD_MAX {
+            let allowed = format!("at most {DOOR_HEAD_MAX} bytes with its secrets");
+            return Err(Refusal::field("the header", allowed));
+        }
         out = Zeroizing::new(out.replace(&place.text, &secret));
     }
     Ok(Some(out))

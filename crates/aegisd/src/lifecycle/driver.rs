@@ -12,7 +12,7 @@ use aegis_rules::instance::{
     Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, observe, plan,
 };
 use aegis_rules::kill;
-use aegis_wire::words::{EgressBytes, InstanceId, Port, Time};
+use aegis_wire::words::{EgressBytes, InstanceId, Port, Time, Usage};
 use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
 use tokio::sync::Notify;
 
@@ -263,10 +263,14 @@ impl Driver {
             Step::Launch => {
                 let pool = self.lifecycle.pool().clone();
                 self.birth = Some(pool.birth());
-                // It may send something from its first packet on.
-                if instance.egress_allowed == EgressBytes(0) {
-                    egress::lease(&ctx, &self.id).await?;
+                if instance.egress_allowed != EgressBytes(0) {
+                    // Of an earlier boot whose end was not written down: all that it might have
+                    // sent counts.
+                    self.note(Fact::Cleared { usage: None }).await?;
+                    return Ok(Turn::Again);
                 }
+                // It may send something from its first packet on.
+                egress::lease(&ctx, &self.id).await?;
                 self.told.clear();
                 self.launched = Some(Instant::now());
                 let launched = match self.mint(instance).await {
@@ -280,6 +284,10 @@ impl Driver {
                     Ok(connection) => self.link.launched(connection),
                     Err(error) => {
                         let message = format!("{:#}", anyhow::Error::from(error));
+                        if !ctx.run_dir(&self.id).exists() {
+                            // No gateway ever was: nothing was sent.
+                            self.note(Fact::Final(Usage::default())).await?;
+                        }
                         self.note(Fact::BootFailed { message }).await?;
                     }
                 }

@@ -186,7 +186,8 @@ async fn not_reserved(machine: &Machine, why: NotReserved) -> Problem {
     }
 }
 
-/// Passes a vendor's refusal on. It billed nothing.
+/// Passes a vendor's refusal on. It billed nothing, unless what stands before it gave up on an answer
+/// that was on its way.
 async fn refused(
     answer: Response<Incoming>,
     key: &Key,
@@ -194,7 +195,9 @@ async fn refused(
 ) -> Result<Response<Body>, Problem> {
     let (head, body) = answer.into_parts();
     let is_error = head.status.is_client_error() || head.status.is_server_error();
-    reservation.settle(Some(0), "refused").await;
+    let may_have_billed = matches!(head.status.as_u16(), 502 | 504 | 520..=527);
+    let billed = if may_have_billed { None } else { Some(0) };
+    reservation.settle(billed, "refused").await;
     if !is_error {
         let message = format!("aegis: the vendor answered {}, which is not followed", head.status);
         return Err(Problem::new(Kind::Upstream, message));

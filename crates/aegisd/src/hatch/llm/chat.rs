@@ -19,6 +19,10 @@ pub(super) fn look(draft: &mut Draft) -> Result<(), Problem> {
     let messages = list(body, "messages")?;
     let mut images = 0;
     for message in messages {
+        // An answer that lies at the vendor, of any length.
+        if message.get("audio").is_some_and(|audio| !audio.is_null()) {
+            return Err(unknowable("audio of an earlier answer"));
+        }
         match message.get("content") {
             None | Some(Value::Null | Value::String(_)) => {}
             Some(Value::Array(parts)) => {

@@ -14,7 +14,7 @@ use aegis_rules::allowance::{self, More};
 use aegis_rules::change::Change;
 use aegis_rules::egress::{Denied, rule};
 use aegis_rules::exceed;
-use aegis_rules::instance::{Fact, Instance, Seen};
+use aegis_rules::instance::{Fact, Instance, Seen, Wanted};
 use aegis_wire::words::{CpuMillis, DurationMs, InstanceId, Limit, OnLimit, Time};
 use aegis_wire::worker::{Egress, EgressNews};
 
@@ -40,6 +40,8 @@ pub(super) struct Told {
     cpu: Option<CpuMillis>,
     /// It needs more, and others still hold what they may not need: tried again then.
     pub(super) again_at: Option<Time>,
+    /// When others were called last.
+    called_at: Option<Time>,
     hour: Option<Time>,
     denials: u32,
 }
@@ -126,10 +128,20 @@ impl Driver {
 
     async fn allow_more(&mut self) -> Result<(), WriteError> {
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);
+        // Who stands still needs nothing; it is told again when it goes on.
+        if self.record()?.is_none_or(|i| i.wanted == Wanted::Frozen) {
+            return Ok(());
+        }
+        // Others are not called without end for what is too little to be of use.
+        if self.told.called_at.is_some_and(|at| ctx.now().since(at) < CALL_AGAIN) {
+            self.told.again_at = Some(ctx.now().plus(CALL_AGAIN));
+            return Ok(());
+        }
         let unused = match self.lease(&ctx).await? {
             More::CallBack(others) => others,
             More::Yes(_) | More::Spent(_) => return Ok(()),
         };
+        self.told.called_at = Some(ctx.now());
         for other in unused {
             if let Err(error) = call_back(&ctx, &other).await {
                 tracing::warn!(instance = %other, error = format!("{:#}", anyhow::Error::from(error)),
@@ -172,7 +184,13 @@ impl Driver {
                 // Of a child that spent its own part nobody else suffers; and something may have
                 // been freed or raised since.
                 let root = guest.instance.as_ref().unwrap_or(&id);
-                if !matches!(allowance::more(&family, root), More::Spent(_)) {
+                let nothing_left = match allowance::more(&family, root) {
+                    More::Spent(_) => true,
+                    // What it may still send itself is too little for what it wants to.
+                    More::CallBack(others) => others.iter().all(|other| *other == id),
+                    More::Yes(_) => false,
+                };
+                if !nothing_left {
                     return Ok((vec![], vec![]));
                 }
                 let changes = exceed::spent(&guest, &family, Limit::Egress, now);
