@@ -7,7 +7,7 @@
 
 use crate::change::Change;
 use crate::envelope;
-use crate::instance::{Instance, find};
+use crate::instance::{Instance, ancestors, find};
 use crate::words::{EgressBytes, InstanceId, Time, Usage};
 
 /// Smallest and largest lease while there is enough, bytes: small enough that the last of an
@@ -58,6 +58,15 @@ pub fn more(family: &[Instance], id: &InstanceId) -> More {
         true => More::Spent(Allowance { ceiling: EgressBytes(held), last: true }),
         false => More::CallBack(others),
     }
+}
+
+/// What the machine of an instance may have sent in this boot: what it was allowed, unless a limit
+/// above it was lowered below what is drawn; then no more than it is known to have sent.
+pub fn ceiling(family: &[Instance], id: &InstanceId) -> EgressBytes {
+    let Some(own) = find(family, id) else { return EgressBytes(0) };
+    let overdrawn = ancestors(family, id)
+        .any(|i| envelope::drawn(family, &i.id).egress_bytes > i.envelope.egress.0);
+    if overdrawn { own.usage_boot.egress } else { own.egress_allowed }
 }
 
 /// Records an allowance, before the machine hears of it.
@@ -252,6 +261,21 @@ mod tests {
         }
         world.send(3, 10 * limit);
         assert_eq!(world.sent.iter().map(|s| s.0).sum::<u64>(), limit);
+    }
+
+    #[test]
+    fn a_limit_that_is_lowered_stops_what_was_allowed_before() {
+        let mut world = World { records: family([10_000_000; 4]), sent: [(0, 0); 4] };
+        world.send(1, 100);
+        world.send(3, 100);
+        let held = |world: &World, n: u8| ceiling(&world.records, &id(n)).0;
+        assert!(held(&world, 1) > 100 && held(&world, 3) > 100);
+        world.records[0].envelope.egress = EgressBytes(200);
+        for n in [0, 1, 2, 3] {
+            assert_eq!(ceiling(&world.records, &id(n)), EgressBytes(0), "as far as is known");
+        }
+        world.records[0].envelope.egress = EgressBytes(10_000_000);
+        assert!(held(&world, 1) > 100);
     }
 
     #[test]

@@ -157,7 +157,7 @@ pub(super) fn egress(ctx: &Ctx, instance: &Instance) -> Result<Egress, ledger::E
         let via_door = reach.via_hatch.iter().map(ToString::to_string).collect();
         Ok(Egress {
             policy: policy(&family, &instance.id, reach.services, reach.llm),
-            ceiling: own.egress_allowed,
+            ceiling: allowance::ceiling(&family, &instance.id),
             last: matches!(allowance::more(&family, &instance.id), More::Spent(_)),
             version: own.egress_version,
             via_door_tls: ctx.config.tls_ca && reach.via_hatch.iter().any(is_outside),
