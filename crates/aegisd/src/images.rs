@@ -39,6 +39,15 @@ const TEXT_MAX: u64 = 4 << 20;
 /// Bytes at 1024 in every image.
 const EROFS_MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 
+/// The image that setup makes: this name alone is never a registry's, so that no stranger's image is
+/// fetched where setup was not run.
+const OURS: &str = "base";
+
+/// Whether a name is only ever that of an image made here.
+pub fn is_ours(name: &ImageRef) -> bool {
+    name.as_str() == OURS
+}
+
 /// An image that is there.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -99,7 +108,7 @@ impl Images {
         if is_digest(name.as_str()) {
             return self.place(name.as_str())?.is_dir().then(|| name.to_string());
         }
-        let reference = Reference::of(name).ok()?;
+        let reference = Reference::of(name).ok().filter(|_| !is_ours(name))?;
         let known = self.index().names.remove(&reference.to_string());
         // A digest may be that of the image itself, whatever it was pulled by.
         known.or(reference.digest.filter(|digest| self.fetched(digest).is_some()))

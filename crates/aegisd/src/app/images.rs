@@ -24,11 +24,11 @@ const NAMED: usize = 10;
 /// Lines of a pull or import: progress, and a last one.
 pub type Lines = mpsc::Receiver<io::Result<String>>;
 
-/// Refuses an image that this host does not have: who asks now can still choose another.
-pub(super) fn check(config: &Config, field: &str, image: &ImageRef) -> Result<(), Refusal> {
+/// The image; one that this host does not have is refused: who asks now can still choose another.
+pub(super) fn check(config: &Config, field: &str, image: &ImageRef) -> Result<Image, Refusal> {
     let images = Images::of(&config.home);
-    if images.find(image).is_some() {
-        return Ok(());
+    if let Some(found) = images.find(image) {
+        return Ok(found);
     }
     let fetched = images.names().into_iter().filter_map(|(name, _)| name);
     let mut names: Vec<String> = images.local_names().into_iter().chain(fetched).collect();
@@ -40,6 +40,9 @@ pub(super) fn check(config: &Config, field: &str, image: &ImageRef) -> Result<()
 
 /// What to do about an image that is not there.
 pub(super) fn missing(image: &ImageRef) -> String {
+    if images::is_ours(image) {
+        return format!("`aegis setup` makes the image {image}");
+    }
     format!("`aegis image pull {image}` fetches it; `aegis setup` makes the image base")
 }
 
@@ -47,11 +50,12 @@ fn reference(image: &ImageRef) -> Result<Reference, Refusal> {
     Reference::of(image).map_err(|e| Refusal::field("image_ref", e.expected))
 }
 
-/// Has an image pulled that is not there, where the settings say so; it is waited for.
-pub(super) async fn provide(app: &App, image: &ImageRef) -> Result<(), Error> {
+/// Has an image pulled that is not there, where the settings say so, and waits for it; else `refusal`
+/// stays.
+pub(super) async fn provide(app: &App, image: &ImageRef, refusal: Refusal) -> Result<(), Error> {
     let config = &app.ctx.config;
-    if !config.images.pull_missing || Images::of(&config.home).find(image).is_some() {
-        return Ok(());
+    if !config.images.pull_missing || images::is_ours(image) {
+        return Err(refusal.into());
     }
     let reference = reference(image)?;
     let _one = app.fetching.lock().await;
@@ -80,7 +84,7 @@ pub fn pull_missing(
         let shape = shape(image.as_str(), &there, 0);
         return Ok(told(app, |_, _| async move { Ok(Done(shape)) }));
     }
-    if !config.images.pull_missing {
+    if !config.images.pull_missing || images::is_ours(image) {
         check(config, "image_ref", image)?;
     }
     pull(host, app, image, said)
@@ -95,7 +99,8 @@ pub fn pull(
     said: Option<Credentials>,
 ) -> Result<Lines, Error> {
     let reference = reference(image)?;
-    if Images::of(&app.ctx.config.home).local(image.as_str()).is_some() {
+    let images = Images::of(&app.ctx.config.home);
+    if images.local(image.as_str()).is_some() || images::is_ours(image) {
         let refusal =
             Refusal::field("image_ref", "another name: this one is of an image made here");
         return Err(refusal.hint(format!("write {reference}")).into());

@@ -15,9 +15,9 @@ use aegis_wire::host::{Create, InstanceShape};
 use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Tree};
 
 use super::exec::{self, Running};
-use super::{App, Error, Host, instance_not_found, secrets, tree};
+use super::{App, Error, Host, images, instance_not_found, secrets, tree};
 use crate::config::Config;
-use crate::images::Images;
+use crate::images::{Images, is_ours};
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
 
@@ -76,19 +76,23 @@ pub enum Created {
     Restarted(Instance),
 }
 
-/// Makes an instance, or starts the stopped one of that handle again.
+/// Makes an instance, or starts the stopped one of that handle again. An image that is not there is
+/// pulled, where the settings say so and nothing else is wrong.
 pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error> {
+    match make(app, create.clone()).await {
+        Err(Error::Refused(refusal)) if refusal.field.as_deref() == Some("image_ref") => {
+            let image = create.image.as_ref().unwrap_or(&app.ctx.config.default_image);
+            images::provide(app, image, refusal).await?;
+            make(app, create).await
+        }
+        done => done,
+    }
+}
+
+async fn make(app: &App, create: Create) -> Result<Created, Error> {
     let now = app.ctx.now();
     let id = keys::instance_id(now)?;
     let config = app.ctx.config.clone();
-    let known = match &create.handle {
-        Some(handle) => app.ctx.ledger.read(|f| f.instance_by_handle(handle))?.is_some(),
-        None => false,
-    };
-    if !known {
-        let image = create.image.as_ref().unwrap_or(&config.default_image);
-        super::images::provide(app, image).await?;
-    }
     let (id, is_new) = app
         .ctx
         .ledger
@@ -114,6 +118,13 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
             may_bring(create.workspace.is_some())?;
             let defaults = Limits::default();
             let disk = create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2));
+            if create.command.is_none() {
+                let image = create.image.as_ref().unwrap_or(&config.default_image);
+                // Whether it names a command, nobody knows before it is there.
+                if !is_ours(image) {
+                    images::check(&config, "image_ref", image)?;
+                }
+            }
             let command = "a list of words: a new instance needs its primary process, and its image names none";
             let spec = spec(&create, &config, disk, command)?;
             let rights = create.capabilities.granted()?;
@@ -121,7 +132,7 @@ pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
             secrets::check(facts, &spec.given.secrets)?;
-            super::images::check(&config, "image_ref", &spec.image)?;
+            images::check(&config, "image_ref", &spec.image)?;
             check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
@@ -155,13 +166,16 @@ pub(super) fn spec(
 ) -> Result<Spec, Refusal> {
     let missing = || Refusal::field("command", command);
     let image = create.image.clone().unwrap_or_else(|| config.default_image.clone());
-    let own = || {
-        let own = Images::of(&config.home).find(&image)?.run.command();
-        (!own.is_empty()).then_some(own)
+    let command = match &create.command {
+        Some(command) => command.clone(),
+        None => Images::of(&config.home).find(&image).map(|i| i.run.command()).unwrap_or_default(),
     };
+    if command.is_empty() {
+        return Err(missing());
+    }
     Ok(Spec {
         handle: create.handle.clone(),
-        command: create.command.clone().or_else(own).ok_or_else(missing)?,
+        command,
         image,
         env: create.env.clone(),
         cwd: create.cwd.clone(),

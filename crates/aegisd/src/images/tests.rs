@@ -46,16 +46,20 @@ fn what_is_made_here_goes_first() {
     let home = tempfile::tempdir().unwrap();
     let images = Images::of(home.path());
     let a = made(&images, 'a');
-    images.keep(a, &["docker.io/library/base:latest".to_owned()], Time(1)).unwrap();
-    assert!(images.find(&name("base")).unwrap().digest.is_some());
-    fs::create_dir(images.dir.join("base")).unwrap();
-    fs::write(images.dir.join("base").join(BASE), b"x").unwrap();
-    assert!(images.find(&name("base")).unwrap().digest.is_none());
+    let names = ["made", "base"].map(|name| format!("docker.io/library/{name}:latest"));
+    images.keep(a, &names, Time(1)).unwrap();
+    assert!(images.find(&name("made")).unwrap().digest.is_some());
+    fs::create_dir(images.dir.join("made")).unwrap();
+    fs::write(images.dir.join("made").join(BASE), b"x").unwrap();
+    assert!(images.find(&name("made")).unwrap().digest.is_none());
     fs::write(images.dir.join(BLOBS).join(BASE), b"x").unwrap();
     assert!(images.local(BLOBS).is_none());
-    assert_eq!(images.local_names(), ["base"]);
-    images.forget_local("base").unwrap();
-    assert!(images.find(&name("base")).unwrap().digest.is_some());
+    assert_eq!(images.local_names(), ["made"]);
+    images.forget_local("made").unwrap();
+    assert!(images.find(&name("made")).unwrap().digest.is_some());
+    // Where setup was not run, a stranger's image is none of ours.
+    assert!(images.find(&name("base")).is_none());
+    assert!(images.find(&name("docker.io/library/base")).is_some());
 }
 
 #[test]
