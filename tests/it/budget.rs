@@ -81,15 +81,7 @@ fn whatever_a_vendor_does_no_more_is_counted_than_was_reserved() {
     // Who leaves pays all of it, and the vendor is left at once.
     behave(Manners { forever: true, ignores_limits: true, output: 1, ..usual() });
     let endless = chat(50_000, true);
-    let mut stream = UnixStream::connect(scene.house.hatch(&scene.machine)).unwrap();
-    let text = endless.to_string();
-    write!(
-        stream,
-        "{{\"door\":\"llm\"}}\nPOST {CHAT} HTTP/1.1\r\nHost: llm.aegis\r\nContent-Length: {}\r\n\r\n{text}",
-        text.len()
-    )
-    .unwrap();
-    stream.read_exact(&mut [0; 200]).unwrap();
+    let stream = scene.stream(&endless);
     vendor.until_streaming(1);
     let before = scene.spent();
     drop(stream);

@@ -31,14 +31,6 @@ fn guest(house: &House, mut invite: Value) -> (String, String) {
     (id, machine)
 }
 
-/// Runs inside, and fails with what it said.
-#[track_caller]
-fn ok(house: &House, machine: &str, script: &str) -> String {
-    let ran = house.sh(machine, script);
-    assert_eq!(ran.code, Some(0), "{script}: {ran:?}");
-    ran.text()
-}
-
 /// `curl` fails, and soon: a connection that hangs is no refusal.
 #[track_caller]
 fn refused(house: &House, machine: &str, what: &str) {
@@ -68,22 +60,21 @@ fn real_clients_reach_what_is_public_and_nothing_else() {
     let house = house(&outside);
     let (id, vm) = guest(&house, json!({}));
     let ca = std::fs::read_to_string(outside.authority()).unwrap();
-    ok(&house, &vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
+    house.ok(&vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
 
     // By name and by address, over IPv4 and IPv6, plain and with TLS, by several programs.
-    ok(&house, &vm, "curl -sSf -o /dev/null http://allowed.test/");
-    ok(&house, &vm, "curl -sSf --cacert /tmp/ca.pem -o /dev/null https://allowed.test/");
-    ok(&house, &vm, &format!("curl -sSf -o /dev/null http://{}/", outside.v4()));
-    ok(&house, &vm, &format!("curl -sSf -g -o /dev/null 'http://[{}]/'", outside.v6()));
-    ok(&house, &vm, "curl -sSf -6 -o /dev/null http://allowed.test/");
-    ok(&house, &vm, "curl -sSf -o /dev/null http://v6only.test/");
+    house.ok(&vm, "curl -sSf -o /dev/null http://allowed.test/");
+    house.ok(&vm, "curl -sSf --cacert /tmp/ca.pem -o /dev/null https://allowed.test/");
+    house.ok(&vm, &format!("curl -sSf -o /dev/null http://{}/", outside.v4()));
+    house.ok(&vm, &format!("curl -sSf -g -o /dev/null 'http://[{}]/'", outside.v6()));
+    house.ok(&vm, "curl -sSf -6 -o /dev/null http://allowed.test/");
+    house.ok(&vm, "curl -sSf -o /dev/null http://v6only.test/");
     let get = "import urllib.request as u; print(u.urlopen('http://cname.test/').status)";
-    assert_eq!(ok(&house, &vm, &format!("python3 -c \"{get}\"")), "200");
+    assert_eq!(house.ok(&vm, &format!("python3 -c \"{get}\"")), "200");
     let (path, commit) = outside.repository();
-    ok(&house, &vm, &format!("git clone -q http://git.test{path} /root/repo"));
-    assert_eq!(ok(&house, &vm, "git -C /root/repo rev-parse HEAD"), commit);
-    ok(
-        &house,
+    house.ok(&vm, &format!("git clone -q http://git.test{path} /root/repo"));
+    assert_eq!(house.ok(&vm, "git -C /root/repo rev-parse HEAD"), commit);
+    house.ok(
         &vm,
         "cd /root/repo && echo x > new && git add new && git -c user.name=a -c user.email=a@b \
          commit -qm new && git push -q origin HEAD",
@@ -94,7 +85,7 @@ fn real_clients_reach_what_is_public_and_nothing_else() {
          u.sendto(b'hello',('{}',{ECHO})); print(u.recv(99).decode())",
         outside.v4()
     );
-    assert_eq!(ok(&house, &vm, &format!("python3 -c \"{echo}\"")), "hello");
+    assert_eq!(house.ok(&vm, &format!("python3 -c \"{echo}\"")), "hello");
 
     // What leads inwards, however it is written.
     let host = outside.host();
@@ -123,12 +114,12 @@ fn real_clients_reach_what_is_public_and_nothing_else() {
     shows(&house, &id, "never_reachable", "169.254.169.254");
     shows(&house, &id, "rebinding", "rebind.test");
     // A name that changes its mind: what was resolved once and is private now is refused.
-    ok(&house, &vm, "curl -sSf -o /dev/null http://turns.test/");
+    house.ok(&vm, "curl -sSf -o /dev/null http://turns.test/");
     refused(&house, &vm, "--resolve turns.test:80:127.0.0.2 http://turns.test/");
     // Answers that mix inside and outside lose the inside.
-    ok(&house, &vm, "curl -sSf -o /dev/null http://mixed.test/");
+    house.ok(&vm, "curl -sSf -o /dev/null http://mixed.test/");
     // The gateway answers pings of itself, and the host is nowhere.
-    ok(&house, &vm, "getent hosts allowed.test > /dev/null");
+    house.ok(&vm, "getent hosts allowed.test > /dev/null");
 }
 
 #[test]
@@ -138,11 +129,11 @@ fn a_list_holds_by_name_and_by_address_and_against_lies() {
     let allow = json!({"egressAllow": ["allowed.test:80", "allowed.test:443", "git.test"]});
     let (id, vm) = guest(&house, allow);
     let ca = std::fs::read_to_string(outside.authority()).unwrap();
-    ok(&house, &vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
-    ok(&house, &vm, "curl -sSf -o /dev/null http://allowed.test/");
-    ok(&house, &vm, "curl -sSf --cacert /tmp/ca.pem -o /dev/null https://allowed.test/");
+    house.ok(&vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
+    house.ok(&vm, "curl -sSf -o /dev/null http://allowed.test/");
+    house.ok(&vm, "curl -sSf --cacert /tmp/ca.pem -o /dev/null https://allowed.test/");
     let (path, _) = outside.repository();
-    ok(&house, &vm, &format!("git clone -q http://git.test{path} /root/repo"));
+    house.ok(&vm, &format!("git clone -q http://git.test{path} /root/repo"));
 
     let v4 = outside.v4();
     for what in [
@@ -195,7 +186,7 @@ fn a_host_changes_what_is_reached_at_once_and_grants_what_is_asked_for() {
     let ask = "curl -sS -X POST http://127.0.0.1:7777/v1/self/requests \
                -H 'Content-Type: application/json' \
                -d '{\"egress\":[\"allowed.test\"],\"reason\":\"to look\"}'";
-    let answer: Value = serde_json::from_str(&ok(&house, &vm, ask)).unwrap();
+    let answer: Value = serde_json::from_str(&house.ok(&vm, ask)).unwrap();
     assert_eq!(answer["requests"][0]["status"], "open", "{answer}");
     let path = format!("/couch/guests/{id}/requests");
     let listed = house.socket().get(&path).expect(200);
@@ -254,7 +245,7 @@ fn the_limit_holds_at_the_byte_and_freezes() {
     let mut house = house(&outside);
     let (id, vm) = guest(&house, json!({"resourceLimits": limits(0.01)}));
     // What is counted is what arrived.
-    ok(&house, &vm, &send(&outside, 3_000_000));
+    house.ok(&vm, &send(&outside, 3_000_000));
     assert_eq!(outside.received_at(SINK), 3_000_000);
     let used = |house: &House| {
         (house.guest_status(&id)["resourceUsage"]["networkEgressGB"].as_f64().unwrap() * 1e9)
@@ -284,7 +275,7 @@ fn the_limit_holds_at_the_byte_and_freezes() {
         let sent = sending.join().unwrap();
         assert_ne!(sent.text(), "60000000", "{sent:?}");
     });
-    ok(house, &vm, &send(&outside, 1_000_000));
+    house.ok(&vm, &send(&outside, 1_000_000));
     assert!(outside.received() <= 11_000_000);
     // The kill, and nothing more arrives.
     house.socket().delete(&format!("/couch/guests/{id}")).expect(200);
@@ -308,7 +299,7 @@ fn a_tree_shares_its_limit_to_the_byte() {
             "curl -sS -X POST http://127.0.0.1:7777/v1/instances -H 'Content-Type: application/json' \
              -d '{body}'"
         );
-        let child: Value = serde_json::from_str(&ok(&house, &root, &script)).unwrap();
+        let child: Value = serde_json::from_str(&house.ok(&root, &script)).unwrap();
         let child = child["id"].as_str().unwrap().to_owned();
         house.until_instance(&child, "running");
         child
@@ -320,7 +311,7 @@ fn a_tree_shares_its_limit_to_the_byte() {
     assert_ne!(house.sh(&narrow, &wide).code, Some(0), "only a name is on the list");
     refused(&house, &narrow, "http://allowed.test/");
     let by_name = wide.replace(&outside.v4().to_string(), "allowed.test");
-    ok(&house, &narrow, &by_name);
+    house.ok(&narrow, &by_name);
 
     // All three at once want more than there is.
     let by_name = send(&outside, 8_000_000).replace(&outside.v4().to_string(), "allowed.test");

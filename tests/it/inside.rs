@@ -22,13 +22,6 @@ fn start(house: &House, mut body: Value) -> String {
     id
 }
 
-#[track_caller]
-fn ok(house: &House, machine: &str, script: &str) -> String {
-    let ran = house.sh(machine, script);
-    assert_eq!(ran.code, Some(0), "{script}: {ran:?}");
-    ran.text()
-}
-
 #[test]
 fn the_doors_open_by_name_and_the_key_stays_outside() {
     let vendor = Vendor::start();
@@ -59,11 +52,11 @@ fn the_doors_open_by_name_and_the_key_stays_outside() {
         "curl -sS -f $OPENAI_BASE_URL/chat/completions -H 'Authorization: Bearer x' \
          -H 'Content-Type: application/json' -d '{body}'"
     );
-    let answer: Value = serde_json::from_str(&ok(&house, &id, &chat)).unwrap();
+    let answer: Value = serde_json::from_str(&house.ok(&id, &chat)).unwrap();
     assert!(answer["choices"][0]["message"]["content"].is_string(), "{answer}");
     let got = vendor.take();
     assert!(format!("{got:?}").contains(KEY), "the host's key went to the vendor: {got:?}");
-    assert_eq!(ok(&house, &id, "curl -sS -f http://tools.host.aegis/"), "tools");
+    assert_eq!(house.ok(&id, "curl -sS -f http://tools.host.aegis/"), "tools");
     assert_ne!(house.sh(&id, "curl -sS -m 8 http://other.host.aegis/").code, Some(0));
     assert_ne!(house.sh(&id, "curl -sS -m 8 http://example.com/").code, Some(0));
     // Another port of a door, or the host's service by its address, is nothing.
@@ -74,7 +67,7 @@ fn the_doors_open_by_name_and_the_key_stays_outside() {
     assert!(info["envelope"]["spent"]["tokens"].as_u64().unwrap() > 0, "{info}");
 
     // All of the machine's memory, as it is when nobody uses it any more.
-    ok(&house, &id, "MARK=mark-of-$((6*7))-in-memory; echo $MARK > /tmp/mark");
+    house.ok(&id, "MARK=mark-of-$((6*7))-in-memory; echo $MARK > /tmp/mark");
     let memory = house.home().join("run").join(&id).join("memory");
     wait_until("its memory is on disk", Duration::from_secs(60), || memory.exists());
     let dump = std::fs::read(&memory).unwrap();
@@ -129,7 +122,7 @@ fn a_machine_that_floods_its_link_harms_nobody_else() {
          k.sendall(b'x'*100000); n=0\nwhile n<100000: n+=len(k.recv(65536))\nprint(n)\"",
         outside.v4()
     );
-    assert_eq!(ok(&house, &good, &echo), "100000");
+    assert_eq!(house.ok(&good, &echo), "100000");
     let run = format!("/run/{evil}");
     let worker = look::processes()
         .into_iter()
@@ -146,7 +139,7 @@ fn a_machine_that_floods_its_link_harms_nobody_else() {
             house.sh(&evil, &script)
         });
         while !flood.is_finished() {
-            assert_eq!(ok(&house, &good, &echo), "100000", "beside the flood");
+            assert_eq!(house.ok(&good, &echo), "100000", "beside the flood");
         }
         let most = look::peak_kb(worker).unwrap();
         assert!(most < before + 200 * 1024, "{before} to {most} KiB");

@@ -81,6 +81,21 @@ impl Scene {
         self.door().post(path, body)
     }
 
+    /// Asks for a stream, and reads only where it begins.
+    #[track_caller]
+    pub(super) fn stream(&self, body: &Value) -> UnixStream {
+        let mut stream = UnixStream::connect(self.house.hatch(&self.machine)).unwrap();
+        let text = body.to_string();
+        write!(
+            stream,
+            "{{\"door\":\"llm\"}}\nPOST {CHAT} HTTP/1.1\r\nHost: llm.aegis\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        )
+        .unwrap();
+        stream.read_exact(&mut [0; 200]).unwrap();
+        stream
+    }
+
     #[track_caller]
     pub(super) fn spent(&self) -> u64 {
         self.house.guest_status(&self.guest)["resourceUsage"]["tokensUsed"].as_u64().unwrap()
@@ -258,15 +273,7 @@ fn a_kill_or_a_freeze_ends_calls_at_once() {
     let endless = chat(10_000, true);
     let begin = || {
         vendor.behave(Manners { forever: true, ignores_limits: true, ..Manners::default() });
-        let mut stream = UnixStream::connect(house.hatch(machine)).unwrap();
-        let text = endless.to_string();
-        write!(
-            stream,
-            "{{\"door\":\"llm\"}}\nPOST {CHAT} HTTP/1.1\r\nHost: llm.aegis\r\nContent-Length: {}\r\n\r\n{text}",
-            text.len()
-        )
-        .unwrap();
-        stream.read_exact(&mut [0; 200]).unwrap();
+        let stream = scene.stream(&endless);
         vendor.until_streaming(1);
         stream
     };

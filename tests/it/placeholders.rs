@@ -41,14 +41,6 @@ fn start(house: &House, secrets: Value) -> String {
     id
 }
 
-/// Runs inside, and fails with what it said.
-#[track_caller]
-fn ok(house: &House, machine: &str, script: &str) -> String {
-    let ran = house.sh(machine, script);
-    assert_eq!(ran.code, Some(0), "{script}: {ran:?}");
-    ran.text()
-}
-
 /// What a client inside gets that does not trust who is there: curl's code for that.
 #[track_caller]
 fn untrusted(house: &House, machine: &str, curl: &str) {
@@ -92,8 +84,8 @@ fn a_placeholder_works_inside_of_tls_at_its_hosts_only() {
     );
     let vm = machine(&house, &["allowed.test", "wrong.test", "web.host.aegis"]);
     let ca = std::fs::read_to_string(outside.authority()).unwrap();
-    ok(&house, &vm, &format!("cat > /root/ca.pem <<'END'\n{ca}END"));
-    let placeholder = ok(&house, &vm, "printf %s $API_KEY");
+    house.ok(&vm, &format!("cat > /root/ca.pem <<'END'\n{ca}END"));
+    let placeholder = house.ok(&vm, "printf %s $API_KEY");
     assert!(placeholder.starts_with("aegis-secret-API_KEY-"));
 
     // By programs with different TLS of their own, as they are.
@@ -115,30 +107,27 @@ fn a_placeholder_works_inside_of_tls_at_its_hosts_only() {
             commit,
         ),
     ] {
-        let said = ok(&house, &vm, &client);
+        let said = house.ok(&vm, &client);
         assert!(said.starts_with(says), "{client}: {said}");
         assert_eq!(came(&outside, "authorization"), sent, "{client}");
     }
-    let switched = ok(&house, &vm, &format!("python3 - <<'END'\n{SWITCH}\nEND"));
+    let switched = house.ok(&vm, &format!("python3 - <<'END'\n{SWITCH}\nEND"));
     assert_eq!(switched, "b'\\x00ping'");
     assert_eq!(came(&outside, "x-key").1.as_deref(), Some(SECRET));
     // Much of it at once, both ways.
     let much = "head -c 3000000 /dev/zero > /tmp/much && curl -sSf https://allowed.test/upload \
                 -T /tmp/much && curl -sSf https://allowed.test/bytes/3000000 | wc -c";
-    assert_eq!(ok(&house, &vm, much), "{\"bytes\":3000000}3000000");
+    assert_eq!(house.ok(&vm, much), "{\"bytes\":3000000}3000000");
 
     // Who is behind the hatch is whom this host trusts, for that name.
     let wrong =
-        ok(&house, &vm, "curl -sS -w ' %{http_code}' -H \"X-Key: $API_KEY\" https://wrong.test/");
+        house.ok(&vm, "curl -sS -w ' %{http_code}' -H \"X-Key: $API_KEY\" https://wrong.test/");
     let (body, status) = wrong.rsplit_once(' ').unwrap();
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!((status, &body["code"]), ("502", &json!("untrusted_certificate")), "{body}");
     // Another name asked for inside is none that a secret may go to.
-    let other = ok(
-        &house,
-        &vm,
-        "curl -sS -H 'Host: beside.test' -H \"X-Key: $API_KEY\" https://allowed.test/",
-    );
+    let other = house
+        .ok(&vm, "curl -sS -H 'Host: beside.test' -H \"X-Key: $API_KEY\" https://allowed.test/");
     assert_eq!(serde_json::from_str::<Value>(&other).unwrap()["rule"], "http_host");
 
     // Its neighbour, at the same address, is reached as ever: by its own certificate, with what was
@@ -146,17 +135,17 @@ fn a_placeholder_works_inside_of_tls_at_its_hosts_only() {
     let theirs = "--cacert /root/ca.pem -H \"X-Key: $API_KEY\"";
     untrusted(&house, &vm, "https://beside.test/");
     untrusted(&house, &vm, &format!("{theirs} https://allowed.test/"));
-    ok(&house, &vm, &format!("curl -sSf {theirs} https://beside.test/"));
+    house.ok(&vm, &format!("curl -sSf {theirs} https://beside.test/"));
     let plain = (Some("beside.test".to_owned()), Some(placeholder.clone()));
     assert_eq!(came(&outside, "x-key"), plain);
     let port = format!("curl -sSf {theirs} https://allowed.test:8443/");
-    ok(&house, &vm, &port);
+    house.ok(&vm, &port);
     assert_eq!(came(&outside, "x-key").1, Some(placeholder.clone()));
     let stranger = start(&house, json!([]));
     let none = "env | grep -c CA_BUNDLE; ls /usr/local/share/ca-certificates /etc/aegis 2>&1";
-    assert!(ok(&house, &stranger, &format!("{none} || true")).starts_with("0\n"));
-    ok(&house, &stranger, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
-    ok(&house, &stranger, "curl -sSf --cacert /tmp/ca.pem https://allowed.test/");
+    assert!(house.ok(&stranger, &format!("{none} || true")).starts_with("0\n"));
+    house.ok(&stranger, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
+    house.ok(&stranger, "curl -sSf --cacert /tmp/ca.pem https://allowed.test/");
     // Nor does a worker lead the daemon to sign for what is no host of the machine's.
     for (machine, host) in [(&stranger, "allowed.test"), (&vm, "beside.test")] {
         let to = (outside.v4(), 443).into();
@@ -172,7 +161,7 @@ fn a_placeholder_works_inside_of_tls_at_its_hosts_only() {
     assert_eq!(came(&outside, "authorization"), sent);
 
     // All of the machine's memory, as it is when nobody uses it any more.
-    ok(&house, &vm, "MARK=mark-of-$((6*7))-in-memory; echo $MARK > /tmp/mark");
+    house.ok(&vm, "MARK=mark-of-$((6*7))-in-memory; echo $MARK > /tmp/mark");
     let memory = house.home().join("run").join(&vm).join("memory");
     wait_until("its memory is on disk", Duration::from_secs(60), || memory.exists());
     let dump = std::fs::read(&memory).unwrap();
@@ -189,7 +178,7 @@ fn a_placeholder_works_inside_of_tls_at_its_hosts_only() {
     });
     house.socket().act(&format!("/v1/instances/{vm}/restart")).expect(200);
     house.until_instance(&vm, "running");
-    let left = ok(&house, &vm, "ls /usr/local/share/ca-certificates /etc/aegis; env");
+    let left = house.ok(&vm, "ls /usr/local/share/ca-certificates /etc/aegis; env");
     assert!(!left.contains("aegis.crt") && !left.contains("bundle"), "{left}");
 }
 
@@ -199,19 +188,18 @@ fn without_the_option_nobody_looks_into_tls() {
     let house = house(&outside, "");
     let vm = machine(&house, &["allowed.test"]);
     let ca = std::fs::read_to_string(outside.authority()).unwrap();
-    ok(&house, &vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
-    let placeholder = ok(&house, &vm, "printf %s $API_KEY");
+    house.ok(&vm, &format!("cat > /tmp/ca.pem <<'END'\n{ca}END"));
+    let placeholder = house.ok(&vm, "printf %s $API_KEY");
     let send = "-H \"X-Key: $API_KEY\"";
-    ok(&house, &vm, &format!("curl -sSf --cacert /tmp/ca.pem {send} https://allowed.test/"));
+    house.ok(&vm, &format!("curl -sSf --cacert /tmp/ca.pem {send} https://allowed.test/"));
     assert_eq!(came(&outside, "x-key"), (Some("allowed.test".to_owned()), Some(placeholder)));
     // By plain HTTP it works as it did.
-    ok(&house, &vm, &format!("curl -sSf {send} http://allowed.test/"));
+    house.ok(&vm, &format!("curl -sSf {send} http://allowed.test/"));
     assert_eq!(came(&outside, "x-key"), (None, Some(SECRET.to_owned())));
     let to = (outside.v4(), 443).into();
     house.knocks_in_vain(&vm, &Knock::Https { to, host: "allowed.test".to_owned() });
     untrusted(&house, &vm, "https://allowed.test/");
-    let left =
-        ok(&house, &vm, "ls /usr/local/share/ca-certificates; env; ls -d /etc/aegis || true");
+    let left = house.ok(&vm, "ls /usr/local/share/ca-certificates; env; ls -d /etc/aegis || true");
     assert!(
         !left.contains("aegis.crt") && !left.contains("CERT") && !left.contains("/etc/aegis\n")
     );

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use aegis_wire::door::{self, Knock};
+use aegis_wire::door::Knock;
+use aegis_wire::worker::run_dir;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -183,7 +184,7 @@ impl House {
 
     /// Where a machine's hatch is.
     pub fn hatch(&self, instance: &str) -> PathBuf {
-        self.home().join("run").join(instance).join(door::SOCKET)
+        self.home().join("run").join(instance).join(run_dir::DOOR)
     }
 
     /// The host's token.
@@ -253,6 +254,14 @@ impl House {
         let answer = self.socket().post(&format!("/v1/instances/{instance}/exec"), &body);
         assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
         Ran::of(&answer.lines())
+    }
+
+    /// Runs a shell script in an instance that must end well; returns its output, else fails with it.
+    #[track_caller]
+    pub fn ok(&self, instance: &str, script: &str) -> String {
+        let ran = self.sh(instance, script);
+        assert_eq!(ran.code, Some(0), "{script}: {ran:?}");
+        ran.text()
     }
 
     /// Waits until an instance has this state. Returns it.

@@ -7,13 +7,16 @@
 //! raised above what was used ──▶ not exceeded any more; what a limit froze is thawed
 //! ```
 
+use crate::allowance;
 use crate::change::Change;
 use crate::envelope;
 use crate::guest::{self, Guest, GuestStatus};
 use crate::instance::{Instance, find};
 use crate::kill;
 use crate::refusal::Refusal;
-use crate::words::{DurationMs, Limit, Limits, OnLimit, Time, Usage, Violation};
+use crate::words::{
+    DurationMs, EgressBytes, Limit, Limits, LlmTokens, OnLimit, Time, Usage, Violation,
+};
 
 /// What is done where the invite says nothing (contracts/couch.md 2): for what is measured against a
 /// size that is enforced anyway, nothing but the event.
@@ -92,9 +95,9 @@ fn stricter(a: OnLimit, b: OnLimit) -> OnLimit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Raise {
     /// `maxNetworkEgressGB`
-    pub egress: Option<crate::words::EgressBytes>,
+    pub egress: Option<EgressBytes>,
     /// `maxTokenBudget`
-    pub tokens: Option<crate::words::LlmTokens>,
+    pub tokens: Option<LlmTokens>,
     /// `maxDurationHours`, from the redeem on.
     pub duration: Option<DurationMs>,
 }
@@ -130,7 +133,6 @@ pub fn set_limits(
         expires_at,
         at: now,
     }];
-    let (mut after, mut family) = (guest.clone(), machines.to_vec());
     for machine in machines {
         // Below the root each envelope is its own; its end follows the guest's.
         let envelope = if machine.parent.is_none() {
@@ -144,9 +146,10 @@ pub fn set_limits(
             machine.envelope
         };
         let was_the_guests = machine.ends_at == Some(guest.expires_at);
-        let ends_at = match (machine.parent.is_none() || was_the_guests, machine.ends_at) {
-            (true, _) => Some(expires_at),
-            (false, end) => end.map(|end| end.min(expires_at)),
+        let ends_at = if machine.parent.is_none() || was_the_guests {
+            Some(expires_at)
+        } else {
+            machine.ends_at.map(|end| end.min(expires_at))
         };
         if envelope != machine.envelope || ends_at != machine.ends_at {
             changes.push(Change::InstanceEnvelope {
@@ -157,13 +160,7 @@ pub fn set_limits(
             });
         }
     }
-    for change in &changes {
-        after.apply(change);
-        family
-            .iter_mut()
-            .filter(|m| change.subject().id() == m.id.as_str())
-            .for_each(|m| m.apply(change));
-    }
+    let (after, family) = guest::after(guest, machines, &changes);
     changes.extend(eased(&after, &family, now));
     Ok(changes)
 }
@@ -174,7 +171,7 @@ fn eased(guest: &Guest, machines: &[Instance], now: Time) -> Vec<Change> {
     let nothing_left = match guest.instance.as_ref().and_then(|id| find(machines, id)) {
         Some(root) => {
             let left = envelope::left(machines, &root.id, now);
-            let leased = machines.iter().any(|m| crate::allowance::unsent(m) > 0);
+            let leased = machines.iter().any(|m| allowance::unsent(m) > 0);
             (left.egress.0 == 0 && !leased) || left.tokens.0 == 0
         }
         None => usage.egress >= guest.limits.egress || usage.tokens >= guest.limits.tokens,

@@ -179,6 +179,24 @@ impl Guest {
     }
 }
 
+/// What a guest and its machines are after changes; for judging what follows from them.
+pub(crate) fn after(
+    guest: &Guest,
+    machines: &[Instance],
+    changes: &[Change],
+) -> (Guest, Vec<Instance>) {
+    let (mut guest, mut machines) = (guest.clone(), machines.to_vec());
+    for change in changes {
+        guest.apply(change);
+        machines
+            .iter_mut()
+            .filter(|m| change.subject().id() == m.id.as_str())
+            .for_each(|m| m.apply(change));
+    }
+    (guest, machines)
+}
+
+/// The refusal of what a guest in this state can not do.
 pub(crate) fn wrong_state(what: &str, status: GuestStatus) -> Refusal {
     Refusal::new(Code::GuestState, format!("cannot {what} guest with status '{}'", status.word()))
 }

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::audit::hex;
 use crate::change::Change;
-use crate::guest::{Guest, GuestStatus, want};
+use crate::guest::{self, Guest, GuestStatus, want};
 use crate::instance::{Instance, InstanceState, Wanted};
 use crate::refusal::{Code, Refusal};
 use crate::words::{DurationMs, GuestId, InstanceId, Time};
@@ -71,13 +71,7 @@ pub fn open(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Chang
 /// Begins a kill, and closes it at once where no machine is there to be proven gone.
 pub fn open_whole(guest: &Guest, machines: &[Instance], now: Time) -> Result<Vec<Change>, Refusal> {
     let mut changes = open(guest, machines, now)?;
-    let (mut after, mut rest) = (guest.clone(), machines.to_vec());
-    for change in &changes {
-        after.apply(change);
-        rest.iter_mut()
-            .filter(|m| change.subject().id() == m.id.as_str())
-            .for_each(|m| m.apply(change));
-    }
+    let (after, rest) = guest::after(guest, machines, &changes);
     changes.extend(close(&after, &rest).unwrap_or_default());
     Ok(changes)
 }

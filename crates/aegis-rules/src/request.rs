@@ -1,10 +1,10 @@
 //! A guest that needs more than it was given asks for it; the host grants it, or not.
 
 use crate::change::Change;
-use crate::egress::{AllowList, Egress};
+use crate::egress::{AllowList, Egress, EgressAsk};
 use crate::exceed::{self, Raise};
 use crate::guest::{self, Guest};
-use crate::instance::{Instance, ancestors};
+use crate::instance::{Instance, ancestors, find};
 use crate::refusal::{Code, Refusal};
 use crate::words::{InstanceId, Time};
 
@@ -138,7 +138,7 @@ pub fn decide(
         if request.wish.egress != AllowList::default() {
             for instance in ancestors(machines, &request.from) {
                 let egress = instance.egress.with(&request.wish.egress)?;
-                changes.extend(set_egress(instance, egress, now));
+                changes.extend(egress_set(instance, egress, now));
             }
         }
     }
@@ -146,8 +146,30 @@ pub fn decide(
     Ok(changes)
 }
 
-/// Sets what an instance and all below it may reach.
-pub fn set_egress(instance: &Instance, egress: Egress, now: Time) -> Option<Change> {
+/// Sets what a living guest's machines may reach, whatever was asked for: what is absent is open.
+/// Children keep their own lists beside it.
+pub fn set_egress(
+    guest: &Guest,
+    machines: &[Instance],
+    ask: EgressAsk,
+    now: Time,
+) -> Result<Vec<Change>, Refusal> {
+    let status = guest.status_at(now);
+    if !status.is_live() {
+        return Err(guest::wrong_state("change egress of", status));
+    }
+    let root = guest.instance.as_ref().and_then(|root| find(machines, root));
+    let root = root.ok_or_else(no_machine)?;
+    Ok(egress_set(root, ask.granted(), now).into_iter().collect())
+}
+
+/// The refusal of what only a guest with a machine of this host has.
+pub fn no_machine() -> Refusal {
+    Refusal::new(Code::GuestState, "this guest has no machine of this host")
+}
+
+// What an instance and all below it may reach.
+fn egress_set(instance: &Instance, egress: Egress, now: Time) -> Option<Change> {
     (instance.egress != egress).then(|| Change::EgressSet {
         id: instance.id.clone(),
         egress: Box::new(egress),
@@ -191,7 +213,7 @@ mod tests {
         let ids: Vec<_> = ancestors(&family, &family[1].id).map(|i| i.id.clone()).collect();
         for instance in family.iter_mut().filter(|i| ids.contains(&i.id)) {
             let egress = instance.egress.with(&more).unwrap();
-            let change = set_egress(instance, egress, Time(1)).unwrap();
+            let change = egress_set(instance, egress, Time(1)).unwrap();
             instance.apply(&change);
         }
         let name = "b.test".parse().unwrap();

@@ -12,9 +12,6 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The hatch's listening socket in a machine's run directory.
-pub const SOCKET: &str = "door.sock";
-
 /// First line of a connection to the hatch: where the process inside wanted to go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "door", rename_all = "snake_case")]

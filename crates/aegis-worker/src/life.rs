@@ -401,6 +401,7 @@ fn internal(error: &QmpError) -> RpcError {
     RpcError::new(CODE_INTERNAL, error.to_string())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A lock that a panic elsewhere does not take away: what it guards is whole between statements.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

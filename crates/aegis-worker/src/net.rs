@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use aegis_gateway::{Budgets, Config, Gateway, News, ViaHatch};
 use aegis_wire::channel::rpc::RpcError;
@@ -17,7 +17,7 @@ use aegis_wire::worker::{Egress, EgressNews, Trimmed, run_dir};
 use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc};
 
-use crate::life::conflict;
+use crate::life::{conflict, lock};
 
 /// Denials that wait for a daemon; the oldest go first.
 const DENIALS_MAX: usize = 64;
@@ -131,11 +131,6 @@ impl Net {
         Ok(Trimmed { ceiling: EgressBytes(sent) })
     }
 
-    /// Payload bytes that were sent outside.
-    pub fn sent(&self) -> EgressBytes {
-        EgressBytes(self.gateway.counts().egress_bytes)
-    }
-
     /// Payload bytes that were sent outside, and that came from there.
     pub fn carried(&self) -> (EgressBytes, u64) {
         let counts = self.gateway.counts();
@@ -210,10 +205,6 @@ pub fn sent(run_dir: &Path) -> Option<EgressBytes> {
     }
     book.read_exact_at(&mut bytes, 0).ok()?;
     Some(EgressBytes(u64::from_le_bytes(bytes)))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -406,7 +406,7 @@ async fn tell(
             }
             news = shared.net.word(&mut heard) => {
                 // What it sent comes before what it needs.
-                let now = Sample { egress_bytes: Some(shared.net.sent()), ..*usage.borrow() };
+                let now = Sample { egress_bytes: Some(shared.net.carried().0), ..*usage.borrow() };
                 lines::write(&mut write, &Event::Usage(now)).await?;
                 lines::write(&mut write, &Event::Egress(news)).await?;
             }

@@ -1,9 +1,8 @@
 //! What a guest may reach and spend, changed while it lives: by the host, on request or without.
 
-use aegis_rules::egress::{Egress, EgressAsk};
+use aegis_rules::egress::EgressAsk;
 use aegis_rules::exceed::{self, Raise};
 use aegis_rules::instance::{Instance, find};
-use aegis_rules::refusal::{Code, Refusal};
 use aegis_rules::{request, tokens};
 use aegis_wire::host::{DenialShape, EgressShape};
 use aegis_wire::words::{GuestId, InstanceId, Limit, Tree};
@@ -17,10 +16,6 @@ const DENIALS_MAX: usize = 200;
 /// Rows of the trail that are looked through for them at a time.
 const PAGE: usize = 1000;
 
-fn no_machine() -> Refusal {
-    Refusal::new(Code::GuestState, "this guest has no machine of this host")
-}
-
 /// What a guest's machines may reach.
 pub fn egress(_: Host, app: &App, id: &GuestId) -> Result<EgressShape, Error> {
     let found = app.ctx.ledger.read(|f| {
@@ -28,13 +23,13 @@ pub fn egress(_: Host, app: &App, id: &GuestId) -> Result<EgressShape, Error> {
         let family = f.instances_of(id)?;
         Ok(Some(guest.instance.as_ref().and_then(|root| find(&family, root).cloned())))
     })?;
-    let root = found.ok_or_else(guest_not_found)?.ok_or_else(no_machine)?;
+    let root = found.ok_or_else(guest_not_found)?.ok_or_else(request::no_machine)?;
     Ok((&root.egress).into())
 }
 
 /// Sets what a guest's machines may reach, at once: what they have open and may not any more is
-/// reset. Children keep their own lists beside it. What is absent in `ask` is closed where it is
-/// `internet`, and all public addresses where it is the list.
+/// reset. Children keep their own lists beside it. What is absent in `ask` is open: `internet`, and
+/// all public addresses where it is the list.
 pub async fn set_egress(
     host: Host,
     app: &App,
@@ -42,15 +37,7 @@ pub async fn set_egress(
     ask: EgressAsk,
 ) -> Result<EgressShape, Error> {
     couch::change(app, &id, move |guest, machines, now| {
-        let status = guest.status_at(now);
-        if !status.is_live() {
-            let message = format!("cannot change egress of guest with status '{}'", status.word());
-            return Err(Refusal::new(Code::GuestState, message));
-        }
-        let root = guest.instance.as_ref().and_then(|root| find(machines, root));
-        let egress = Egress { internet: ask.internet.unwrap_or(true), allow: ask.allow };
-        let change = request::set_egress(root.ok_or_else(no_machine)?, egress, now);
-        Ok(change.into_iter().collect())
+        request::set_egress(guest, machines, ask, now)
     })
     .await?;
     egress(host, app, &id)

@@ -11,8 +11,9 @@ use std::time::Duration;
 use aegis_wire::bounds::{
     DOOR_CONNECTIONS_MAX, DOOR_HEAD_DEADLINE, DOOR_HEAD_MAX, KNOCK_DEADLINE, KNOCK_MAX,
 };
-use aegis_wire::door::{self, Knock};
+use aegis_wire::door::Knock;
 use aegis_wire::words::Limit;
+use aegis_wire::worker::run_dir;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -37,7 +38,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 
 /// Listens for a machine until this is dropped; with it go all of its connections.
 pub(super) async fn serve(machine: Arc<Machine>) {
-    let path = machine.app().ctx.run_dir(&machine.id).join(door::SOCKET);
+    let path = machine.app().ctx.run_dir(&machine.id).join(run_dir::DOOR);
     let listener = match bind(&path) {
         Ok(listener) => listener,
         Err(error) => {

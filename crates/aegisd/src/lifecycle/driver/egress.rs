@@ -20,7 +20,7 @@ use aegis_wire::worker::{Egress, EgressNews};
 
 use super::{ACTOR, Driver};
 use crate::ctx::Ctx;
-use crate::ledger::{Error, WriteError};
+use crate::ledger::WriteError;
 use crate::lifecycle::steps;
 
 /// Denials of one machine that are kept in an hour; more are only logged, once.
@@ -137,7 +137,7 @@ impl Driver {
             self.told.again_at = Some(ctx.now().plus(CALL_AGAIN));
             return Ok(());
         }
-        let unused = match self.lease(&ctx).await? {
+        let unused = match lease(&ctx, &self.id).await? {
             More::CallBack(others) => others,
             More::Yes(_) | More::Spent(_) => return Ok(()),
         };
@@ -148,7 +148,7 @@ impl Driver {
                     "what it may send could not be called back");
             }
         }
-        if let More::CallBack(_) = self.lease(&ctx).await? {
+        if let More::CallBack(_) = lease(&ctx, &self.id).await? {
             self.told.again_at = Some(ctx.now().plus(CALL_AGAIN));
         }
         Ok(())
@@ -162,11 +162,6 @@ impl Driver {
             self.allow_more().await?;
         }
         Ok(())
-    }
-
-    /// Writes what the machine may send; the next turn tells it.
-    async fn lease(&self, ctx: &Ctx) -> Result<More, WriteError> {
-        lease(ctx, &self.id).await
     }
 
     /// Someone in the machine wants to send, and its envelope has nothing left.
@@ -218,7 +213,7 @@ impl Driver {
     }
 }
 
-/// Writes what a machine that needs more may send.
+/// Writes what a machine that needs more may send; its driver's next turn tells it.
 pub(super) async fn lease(ctx: &Ctx, id: &InstanceId) -> Result<More, WriteError> {
     let id = id.clone();
     ctx.ledger
@@ -264,10 +259,4 @@ enum CallBackError {
     Write(#[from] WriteError),
     #[error(transparent)]
     Worker(#[from] crate::lifecycle::WorkerError),
-}
-
-impl From<Error> for CallBackError {
-    fn from(error: Error) -> CallBackError {
-        CallBackError::Write(error.into())
-    }
 }
