@@ -319,6 +319,9 @@ pub enum Event {
     Egress(EgressNews),
 }
 
+/// Stage of a boot that is over but for a port that its user wants to be answered first.
+pub const STAGE_PORT: &str = "port";
+
 /// State of a machine, as its worker sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]

@@ -18,7 +18,7 @@ use aegis_wire::channel::{
     AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest, method,
 };
 use aegis_wire::pipe::peer::CallError;
-use aegis_wire::worker::{Golden, Launch, MachineState, Spare, run_dir};
+use aegis_wire::worker::{Golden, Launch, MachineState, STAGE_PORT, Spare, run_dir};
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -337,7 +337,7 @@ impl Identified {
         let live = Live::new(engine, bed, relay, log, boot_id, frozen, Arc::clone(&books));
         let live = Arc::new(live);
         if let Some(port) = launch.await_port {
-            shared.stage("port");
+            shared.stage(STAGE_PORT);
             let mut exited = live.relay.exited.clone();
             tokio::select! {
                 accepts = alive(death.happened(), await_port(&live.relay, port)) => accepts?,
