@@ -10,6 +10,7 @@ use aegis_rules::instance::Instance;
 use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
+use crate::commits::Commits;
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
@@ -28,6 +29,8 @@ pub struct Ctx {
     pub ledger: Ledger,
     /// Follows directories.
     pub watch: Watch,
+    /// What is kept of machines.
+    pub commits: Commits,
     /// Which sizes of machines trees have asked for.
     pub sizes: Sizes,
     /// Usage of running machines that is newer than the ledger's.

@@ -8,6 +8,7 @@
 mod app;
 mod broker;
 mod clock;
+mod commits;
 mod config;
 mod ctx;
 mod doors;
@@ -156,7 +157,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (meters, sizes) = (Meters::default(), Sizes::default());
     let watch = watch::Watch::default();
     let metrics = metrics::Metrics::default();
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters, metrics });
+    let commits = commits::Commits::of(&home);
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, commits, sizes, meters, metrics });
     let router = Router::default();
     app::llm::settle_lost(&ctx).await.context("cannot settle the calls of before")?;
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);

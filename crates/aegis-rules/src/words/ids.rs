@@ -90,6 +90,11 @@ word! {
     |s| s.strip_prefix("inst-").is_some_and(is_ulid)
 }
 word! {
+    /// Id of a commit: `commit-` and a ULID.
+    CommitId, "commit id", "commit- and a ULID",
+    |s| s.strip_prefix("commit-").is_some_and(is_ulid)
+}
+word! {
     /// A name that a host gives an instance (contracts/aegis.md 1).
     Handle, "handle", "1 to 63 of a-z A-Z 0-9 . _ - and begin with a letter or digit", is_handle
 }
@@ -121,6 +126,20 @@ word! {
     |s| s.len() <= 64
         && s.bytes().next().is_some_and(|b| b.is_ascii_uppercase() || b == b'_')
         && s.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
+impl CommitId {
+    /// The commit id that carries this ULID.
+    pub fn from_ulid_text(ulid: &str) -> Result<CommitId, BadWord> {
+        format!("commit-{ulid}").parse()
+    }
+}
+
+impl ImageRef {
+    /// The commit that is meant, where a golden is named by its id (contracts/couch.md 3).
+    pub fn commit(&self) -> Option<CommitId> {
+        self.as_str().parse().ok()
+    }
 }
 
 impl InstanceId {

@@ -3,6 +3,7 @@
 
 mod answer;
 mod ask;
+mod commits;
 mod couch;
 mod events;
 mod guests;
@@ -131,6 +132,7 @@ fn routes(state: State) -> Router {
         .merge(guests::routes())
         .merge(host::routes())
         .merge(images::routes())
+        .merge(commits::routes())
         .merge(secrets::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)

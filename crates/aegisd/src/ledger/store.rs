@@ -241,6 +241,7 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceForgotten { at, .. }
         | Change::InstanceToken { at, .. }
         | Change::InstanceSecrets { at, .. }
+        | Change::InstanceCommitted { at, .. }
         | Change::TokensReserved { at, .. }
         | Change::TokensSettled { at, .. }
         | Change::LeaseHeld { at, .. }

@@ -36,7 +36,9 @@ use crate::router::Router;
 use pool::Pool;
 
 pub use calls::{open_bulk, serve_calls};
+pub use environment::injected;
 pub use image::image;
+pub use steps::commit;
 pub use sweep::sweep;
 pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
 
