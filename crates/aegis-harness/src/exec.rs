@@ -88,6 +88,11 @@ impl Host {
         Host(Some(to))
     }
 
+    /// Whether anybody takes what is sent.
+    pub fn listens(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Sends the last frame.
     pub async fn end(&mut self, frame: &[u8]) {
         self.send(frame).await;

@@ -40,7 +40,7 @@ pub use environment::injected;
 pub use image::image;
 pub use steps::commit;
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
+pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]

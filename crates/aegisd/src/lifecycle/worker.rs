@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LINE_MAX};
 use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::files::FileAsk;
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::words::InstanceId;
 use aegis_wire::worker::{Probe, Reap, Reaped, Reply, Request, run_dir};
@@ -125,6 +126,11 @@ pub async fn terminal(
     start: ExecStart,
 ) -> Result<Connection, WorkerError> {
     ask(ctx, id, &Request::Terminal { start }, 2 * RPC_DEADLINE).await
+}
+
+/// Does something with a machine's files; what follows on the connection are its frames.
+pub async fn files(ctx: &Ctx, id: &InstanceId, ask: FileAsk) -> Result<Connection, WorkerError> {
+    self::ask(ctx, id, &Request::Files { ask }, 2 * RPC_DEADLINE).await
 }
 
 /// Opens a TCP port of a machine; what follows on the connection are its bytes.
