@@ -24,6 +24,7 @@ use aegis_wire::channel::files::{Fault, FileAnswer, FileAsk, FilePath, Meta};
 use aegis_wire::channel::output::Kind;
 use aegis_wire::pipe::mux::Stream;
 use rustix::io::Errno;
+use tokio::io::{AsyncReadExt as _, ReadHalf};
 
 use crate::exec::Host;
 use crate::hands::Hands;
@@ -42,13 +43,18 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, ask: FileAsk) {
     }
     let clerks = &machine.clerks;
     let done = match ask {
-        FileAsk::Read { path, from, length } => {
-            read::run(clerks, &mut host, path, from, length).await
-        }
-        FileAsk::List { path } => place::list(clerks, &mut host, path).await,
-        FileAsk::Watch { path, recursive } => {
-            watch::run(clerks, &mut host, from_host, path, recursive).await
-        }
+        FileAsk::Read { path, from, length } => tokio::select! {
+            done = read::run(clerks, &mut host, path, from, length) => done,
+            () = left(from_host) => return,
+        },
+        FileAsk::List { path } => tokio::select! {
+            done = place::list(clerks, &mut host, path) => done,
+            () = left(from_host) => return,
+        },
+        FileAsk::Watch { path, recursive } => tokio::select! {
+            done = watch::run(clerks, &mut host, path, recursive) => done,
+            () = left(from_host) => return,
+        },
         FileAsk::Write { path, size, make } => {
             write::run(clerks, &mut host, from_host, &path, size, make).await
         }
@@ -68,6 +74,12 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, ask: FileAsk) {
 
 async fn refuse(host: &mut Host, fault: Fault) {
     host.end(&last_frame(Kind::Answer, &FileAnswer::Refused { fault })).await;
+}
+
+/// Completes when the host has left. One that takes nothing any more would be waited for in vain.
+async fn left(mut from_host: ReadHalf<Stream>) {
+    let mut ignored = [0; 64];
+    while matches!(from_host.read(&mut ignored).await, Ok(n) if n > 0) {}
 }
 
 /// The answer behind which more comes.
@@ -90,7 +102,9 @@ fn as_path(path: &FilePath) -> &Path {
 /// The directory of an entry that is to be made or taken away, and its path without a slash at its
 /// end; the root, `.` and `..` are none.
 fn as_entry(path: &FilePath) -> Result<(PathBuf, PathBuf), Fault> {
-    let name = path.name().ok_or(Fault::Denied)?;
+    let name = path.name().ok_or_else(|| {
+        if as_path(path).file_name().is_some() { Fault::BadName } else { Fault::Denied }
+    })?;
     let parent = as_path(path).parent().ok_or(Fault::Denied)?.to_owned();
     let entry = parent.join(OsStr::from_bytes(name.as_bytes()));
     Ok((parent, entry))

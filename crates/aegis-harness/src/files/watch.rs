@@ -11,10 +11,8 @@ use std::path::{Path, PathBuf};
 use aegis_wire::bounds::{FILE_DEPTH_MAX, FILE_WATCHES_MAX};
 use aegis_wire::channel::files::{Event, Fault, FilePath, Happened};
 use aegis_wire::channel::output::Kind;
-use aegis_wire::pipe::mux::Stream;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
-use tokio::io::{AsyncReadExt as _, ReadHalf};
 
 use super::{DRAFT, agree, as_path, at_once, fault};
 use crate::exec::Host;
@@ -25,11 +23,10 @@ use crate::sys;
 /// Bytes of the kernel's events that are taken at a time.
 const EVENTS: usize = 16 * 1024;
 
-/// Tells what happens until the host leaves, or until what is watched is gone.
+/// Tells what happens until what is watched is gone.
 pub async fn run(
     clerks: &Hands,
     host: &mut Host,
-    mut from: ReadHalf<Stream>,
     path: FilePath,
     recursive: bool,
 ) -> Result<(), Fault> {
@@ -37,15 +34,8 @@ pub async fn run(
     let queue = watch.queue.try_clone().map_err(fault)?;
     let ready = sys::watch(queue).map_err(fault)?;
     agree(host, None).await;
-    let mut ignored = [0; 64];
     while host.listens() {
-        tokio::select! {
-            news = ready.readable() => news.map_err(fault)?.clear_ready(),
-            heard = from.read(&mut ignored) => match heard {
-                Ok(0) | Err(_) => return Ok(()),
-                Ok(_) => continue,
-            },
-        }
+        ready.readable().await.map_err(fault)?.clear_ready();
         let told = at_once(clerks, move || {
             let told = watch.read();
             Ok((watch, told))
