@@ -3,16 +3,18 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use aegis_tests::http::Answer;
 use aegis_tests::house::House;
+use aegis_tests::http::Answer;
 use aegis_tests::{look, wait_until};
 use aegis_wire::path::escape;
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::cli::{Said, aegis, program};
 use super::tree::{API, curl, denied, rights, root, small, text, trail};
 
 /// The most that the daemon may ever have had in memory, KiB.
@@ -119,7 +121,10 @@ fn directories_and_links(house: &House, id: &str) {
     let moved = socket.act(&at(id, "/srv/a", "&op=rename&to=/srv/z"));
     assert_eq!(moved.expect(200)["kind"], "dir");
     assert_eq!(code(&socket.delete(&at(id, "/srv/z", "")), 409), "directory_not_empty");
-    assert_eq!(socket.delete(&at(id, "/srv/z", "&recursive=true")).expect(200)["status"], "removed");
+    assert_eq!(
+        socket.delete(&at(id, "/srv/z", "&recursive=true")).expect(200)["status"],
+        "removed"
+    );
     assert_eq!(names(house, id, "/srv"), ["kept", "l"]);
 }
 
@@ -300,6 +305,94 @@ fn asleep_and_stopped(house: &House, id: &str) {
     assert_eq!(code(&put(house, id, "/root/x", "", "x"), 409), "instance_state");
 }
 
+/// A tree as text: kind, permissions, content or target of each entry.
+const SHOW: &str = "cd $1 && find . -printf '%y %#m %P %l\\0' | sort -z | tr '\\0' '|'; \
+                    find . -type f -print0 | sort -z | xargs -0 sha256sum";
+
+#[test]
+fn trees_are_copied_by_the_command_line() {
+    let house = House::new("[rate_limit]\nper_second = 0\n");
+    for name in ["one", "two"] {
+        root(&house, name, rights(1));
+    }
+    let home = house.home();
+    let run = |args: &[&str]| aegis(home, args);
+    let dir = tempfile::Builder::new().prefix("aegis-it-").tempdir_in("/tmp").unwrap();
+    let here = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let make = "mkdir -p tree/empty tree/deep/er; cd tree; head -c 100000 /dev/urandom > a; \
+                printf x > 'with space'; printf y > \"$(printf 'new\\nline')\"; \
+                printf z > \"$(printf 'no\\377text')\"; ln -s ../../etc/passwd link; ln -s nowhere dead; \
+                printf '#!' > deep/er/run; chmod 750 deep/er/run; chmod 500 deep/er; chmod 600 a";
+    let sh = |script: &str, arg: &str| {
+        let ran = Command::new("sh").args(["-c", script, "sh", arg]).current_dir(&dir).output();
+        let ran = ran.unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8_lossy(&ran.stdout).trim_end().to_owned()
+    };
+    sh(make, "");
+    let shown = sh(SHOW, &here("tree"));
+    let inside = |name: &str, path: &str| house.ok(name, &format!("set -- {path}; {SHOW}"));
+    let done = run(&["--json", "cp", "-r", &here("tree"), "one:/srv"]).json();
+    assert_eq!(
+        (&done["files"], &done["links"], &done["directories"]),
+        (&json!(5), &json!(2), &json!(4))
+    );
+    assert_eq!(inside("one", "/srv/tree"), shown);
+    run(&["cp", "-r", "one:/srv/tree", &here("back")]).good();
+    assert_eq!(sh(SHOW, &here("back")), shown);
+    // Again over what is there, and from machine to machine.
+    run(&["cp", "-r", "one:/srv/tree", "two:/srv/other"]).good();
+    run(&["cp", "-r", "one:/srv/tree", "two:/srv/other"]).good();
+    assert_eq!(inside("two", "/srv/other/tree"), shown);
+    // One file, under another name, into a directory, through pipes.
+    run(&["cp", &here("tree/a"), "two:/root/b"]).good();
+    run(&["cp", "two:/root/b", dir.path().to_str().unwrap()]).good();
+    assert_eq!(std::fs::read(here("b")).unwrap(), std::fs::read(here("tree/a")).unwrap());
+    assert_eq!(run(&["cp", "two:/srv/other/with space", "-"]).good(), "x");
+    let mut child = program(home);
+    child.args(["cp", "-", "two:/root/piped"]).stdin(Stdio::piped()).stderr(Stdio::null());
+    let mut child = child.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"through a pipe").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(house.ok("two", "cat /root/piped"), "through a pipe");
+    // A link that is named is followed; a set-user-id program becomes none here.
+    house.ok("two", "ln -s piped /root/link; cp /bin/true /root/suid; chmod 4755 /root/suid");
+    run(&["cp", "two:/root/link", &here("followed")]).good();
+    assert_eq!(std::fs::read(here("followed")).unwrap(), b"through a pipe");
+    run(&["cp", "two:/root/suid", &here("suid")]).good();
+    assert_eq!(sh("stat -c %a $1", &here("suid")), "755");
+    // A link here, planted by an earlier copy, is not written through.
+    house.ok("two", &format!("mkdir /root/trap; ln -s {} /root/trap/x", here("tree")));
+    run(&["cp", "-r", "two:/root/trap", &here("trap")]).good();
+    house.ok("two", "rm /root/trap/x; mkdir /root/trap/x; echo evil > /root/trap/x/a");
+    let before = sh(SHOW, &here("tree"));
+    run(&["cp", "-r", "two:/root/trap/.", &here("trap")]).bad(2, &["has no name"]);
+    run(&["cp", "-r", "two:/root/trap", dir.path().to_str().unwrap()]).bad(1, &["cannot enter"]);
+    assert_eq!(sh(SHOW, &here("tree")), before);
+    house.ok("two", "mkfifo /root/pipe");
+    let done = run(&["--json", "cp", "-r", "two:/root/pipe", &here("p")]).json();
+    assert_eq!(done["skipped"], json!(["two:/root/pipe"]));
+    // What can't be is said.
+    run(&["cp", "two:/srv", &here("x")]).bad(2, &["-r"]);
+    run(&["cp", "two:/no/such", &here("x")]).bad(1, &["file_not_found"]);
+    run(&["cp", &here("no-such"), "two:/root/"]).bad(1, &["no-such"]);
+    run(&["cp", "two:relative", &here("x")]).bad(2, &["absolute"]);
+    run(&["cp", &here("a"), &here("b")]).bad(2, &["in a machine"]);
+    files_are_looked_at(&run, &house);
+}
+
+fn files_are_looked_at(run: &dyn Fn(&[&str]) -> Said, house: &House) {
+    let listed = run(&["files", "ls", "two:/srv/other/tree"]).good();
+    assert!(listed.contains("link -> ../../etc/passwd"), "{listed}");
+    assert_eq!(listed.lines().count(), 9, "{listed}");
+    assert_eq!(run(&["--json", "files", "stat", "two:/root/piped"]).json()["size"], 14);
+    run(&["files", "mkdir", "-p", "two:/root/m/n"]).good();
+    run(&["files", "mv", "two:/root/m/n", "/root/m/o"]).good();
+    run(&["files", "rm", "two:/root/m"]).bad(1, &["directory_not_empty", "recursive"]);
+    run(&["files", "rm", "-r", "two:/root/m"]).good();
+    assert_eq!(house.ok("two", "ls -d /root/m || echo gone"), "gone");
+}
+
 #[test]
 fn a_parent_has_its_childrens_files_and_no_others() {
     let house = House::new("");
@@ -361,7 +454,7 @@ fn a_parent_has_its_childrens_files_and_no_others() {
         denied(&answer, 404, "instance_not_found", "");
     }
     let written = trail(&house).into_iter().filter(|e| e["kind"] == "instance.files");
-    let changes: Vec<String> = written.map(|e| e["data"]["change"].to_string()).collect();
+    let changes: Vec<String> = written.map(|e| e.to_string()).collect();
     assert!(changes.iter().any(|c| c.contains("write /srv/in/up")), "{changes:?}");
     assert!(changes.iter().any(|c| c.contains("remove /srv/d")), "{changes:?}");
     assert!(!house.log().contains("/srv/in"), "paths are not logged");

@@ -46,7 +46,7 @@ pub const FILE_PATH_MAX: usize = 4096;
 /// Longest name of a directory's entry, bytes.
 pub const FILE_NAME_MAX: usize = 255;
 /// Entries of one directory that are listed.
-pub const FILE_ENTRIES_MAX: usize = 200_000;
+pub const FILE_ENTRIES_MAX: usize = 100_000;
 /// Directories that one watch watches.
 pub const FILE_WATCHES_MAX: usize = 4096;
 /// Levels of directories that are walked inside: more than a path has.

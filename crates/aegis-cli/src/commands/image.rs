@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use aegis_wire::images::{Part, Progress};
 use aegis_wire::path::escape;
@@ -13,18 +14,14 @@ use clap::Subcommand;
 use futures_util::Stream;
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
+use super::pieces::{self, PIECE, Pieces};
 use super::{Ask, maybe, text, when};
 use crate::failure::{Failure, Result};
 use crate::human;
 use crate::ndjson::Lines;
 use crate::output::{Format, Work, clean, print_json, say, table};
 
-/// Bytes that are read of an archive at a time.
-const PIECE: usize = 256 * 1024;
-/// Pieces that wait for the daemon.
-const PIECES_WAITING: usize = 4;
 /// What is shown of a digest.
 const DIGEST_SHOWN: usize = 19;
 
@@ -249,52 +246,28 @@ fn words(images: &Value) -> String {
     table(&["reference", "digest", "size", "created", "in use"], rows)
 }
 
-type Pieces = mpsc::Sender<io::Result<Bytes>>;
-
-/// An archive's bytes, read by a thread of its own: files and pipes block.
-fn archive(from: &Path) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
-    let (pieces, read) = mpsc::channel(PIECES_WAITING);
+/// An archive's bytes.
+fn archive(from: &Path) -> Result<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'static>>> {
     let failed = |e| Failure::file("read", from, e);
     if from == Path::new("-") {
         if io::stdin().is_terminal() {
             return Err(Failure::Usage("stdin is a terminal: pipe an archive into it".into()));
         }
-        std::thread::spawn(move || pump(io::stdin().lock(), &pieces));
-    } else if from.is_dir() {
+        return Ok(Box::pin(pieces::by(|to| pieces::pump(io::stdin().lock(), &to))));
+    }
+    if from.is_dir() {
         let from = from.to_owned();
-        std::thread::spawn(move || {
-            let mut tar = tar::Builder::new(Chunks(pieces.clone()));
+        return Ok(Box::pin(pieces::by(move |to| {
+            let mut tar = tar::Builder::new(Chunks(to.clone()));
             tar.follow_symlinks(false);
             let done = tar.append_dir_all("", &from).and_then(|()| tar.into_inner().map(drop));
             if let Err(e) = done {
-                let _ = pieces.blocking_send(Err(e));
+                let _ = to.blocking_send(Err(e));
             }
-        });
-    } else {
-        let file = File::open(from).map_err(failed)?;
-        std::thread::spawn(move || pump(file, &pieces));
+        })));
     }
-    Ok(futures_util::stream::unfold(read, |mut read| async move {
-        read.recv().await.map(|piece| (piece, read))
-    }))
-}
-
-fn pump(mut from: impl Read, to: &Pieces) {
-    loop {
-        let mut piece = vec![0; PIECE];
-        let piece = match from.read(&mut piece) {
-            Ok(0) => return,
-            Ok(n) => {
-                piece.truncate(n);
-                Ok(Bytes::from(piece))
-            }
-            Err(e) => Err(e),
-        };
-        // A daemon that has heard enough says why itself.
-        if to.blocking_send(piece).is_err() {
-            return;
-        }
-    }
+    let file = File::open(from).map_err(failed)?;
+    Ok(Box::pin(pieces::by(move |to| pieces::pump(file, &to))))
 }
 
 /// Writes into a channel.
