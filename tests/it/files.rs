@@ -375,6 +375,14 @@ fn trees_are_copied_by_the_command_line() {
     // What can't be is said.
     run(&["cp", "two:/srv", &here("x")]).bad(2, &["-r"]);
     run(&["cp", "two:/no/such", &here("x")]).bad(1, &["file_not_found"]);
+    let large = dir.path().join("large");
+    std::fs::File::create(&large).unwrap().set_len(20 << 20).unwrap();
+    let large = large.to_str().unwrap();
+    run(&["cp", large, "two:/no/such/x"]).bad(1, &["file_not_found"]);
+    run(&["cp", large, "two:/no\n/such/x"]).bad(1, &["file_not_found"]);
+    house.ok("two", "mkdir /mnt/tiny; mount -t tmpfs -o size=1m none /mnt/tiny");
+    run(&["cp", large, "two:/mnt/tiny/x"]).bad(1, &["no_space"]);
+    assert_eq!(house.ok("two", "ls -A /mnt/tiny"), "");
     run(&["cp", &here("no-such"), "two:/root/"]).bad(1, &["no-such"]);
     run(&["cp", "two:relative", &here("x")]).bad(2, &["absolute"]);
     run(&["cp", &here("a"), &here("b")]).bad(2, &["in a machine"]);

@@ -16,7 +16,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::pieces::{self, PIECE, Pieces};
-use super::{Ask, maybe, text, when};
+use super::{Ask, build, maybe, text, when};
 use crate::failure::{Failure, Result};
 use crate::human;
 use crate::ndjson::Lines;
@@ -57,6 +57,24 @@ Examples:
         #[arg(long, value_name = "IMAGE")]
         name: Option<String>,
     },
+    /// Make one: of a directory, or of the distribution's packages
+    #[command(after_help = "\
+A directory becomes the root file system as it is: with owners, permissions and links, without \
+extended attributes. With --debian mmdebstrap puts it together on this host, as `aegis setup` does.
+
+Examples:
+  aegis image build bot --from ./rootfs -- /usr/bin/bot --serve
+  aegis image build tools --debian --include python3-pip,jq
+  aegis run --image tools -- jq --version")]
+    Build(build::BuildArgs),
+    /// Make its snapshot ahead, of which its machines are cloned: their first start is quick then
+    #[command(after_help = "\
+A snapshot is of an image, its virtual CPUs and its memory; the first machine of a kind makes it \
+otherwise.
+
+Example:
+  aegis image warm python:3.12-alpine --memory 1G --cpus 2")]
+    Warm(build::WarmArgs),
     /// List them
     #[command(visible_alias = "ls")]
     List,
@@ -92,6 +110,8 @@ pub async fn run(ask: &Ask, command: ImageCommand) -> Result<()> {
             let done = follow(lines, &from.display().to_string()).await?;
             ended(ask.format, &done, "imported")
         }
+        ImageCommand::Build(args) => build::build(ask, args).await,
+        ImageCommand::Warm(args) => build::warm(ask, args).await,
         ImageCommand::List => {
             let images = ask.client.get("/v1/images").await?;
             ask.format.answer(&images, || words(&images))
@@ -132,7 +152,7 @@ pub async fn provide(ask: &Ask, machine: &Value) -> Result<()> {
 }
 
 /// Shows progress up to the last line, which it gives.
-async fn follow(mut lines: Lines, name: &str) -> Result<Value> {
+pub(super) async fn follow(mut lines: Lines, name: &str) -> Result<Value> {
     let mut shown = Shown::default();
     while let Some(line) = lines.next().await? {
         let value: Value = serde_json::from_slice(&line)
@@ -202,7 +222,7 @@ impl Shown {
     }
 }
 
-fn ended(format: Format, done: &Value, verb: &str) -> Result<()> {
+pub(super) fn ended(format: Format, done: &Value, verb: &str) -> Result<()> {
     match format {
         Format::Json => {
             let mut image = done.clone();
@@ -246,8 +266,10 @@ fn words(images: &Value) -> String {
     table(&["reference", "digest", "size", "created", "in use"], rows)
 }
 
-/// An archive's bytes.
-fn archive(from: &Path) -> Result<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'static>>> {
+/// An archive's bytes; of a directory a tar.
+pub(super) fn archive(
+    from: &Path,
+) -> Result<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'static>>> {
     let failed = |e| Failure::file("read", from, e);
     if from == Path::new("-") {
         if io::stdin().is_terminal() {

@@ -1,6 +1,7 @@
 //! One file per noun, each function one question to the daemon.
 
 pub mod audit;
+mod build;
 pub mod commit;
 pub mod cp;
 pub mod daemon;

@@ -14,7 +14,7 @@ use futures_util::TryStreamExt as _;
 
 use super::State;
 use super::answer::Failure;
-use super::ask::{HostAuth, Named, bad_query};
+use super::ask::{HostAuth, Named, bad_query, discard};
 use crate::app::files::{self, Open};
 
 /// Routes of the host.
@@ -32,7 +32,13 @@ async fn answer(
     request: Request,
 ) -> Result<Response, Failure> {
     let (head, body) = request.into_parts();
-    let ask = asked(&head)?;
+    let ask = match asked(&head) {
+        Ok(ask) => ask,
+        Err(failure) => {
+            discard(body).await;
+            return Err(failure);
+        }
+    };
     let is_write = matches!(ask, FileAsk::Write { .. });
     let kind = match &ask {
         FileAsk::Read { .. } => "application/octet-stream",
@@ -40,7 +46,13 @@ async fn answer(
         _ => "application/json",
     };
     let goes_on = ask.goes_on();
-    let open = files::ask(host, &state.app, &name, ask).await?;
+    let open = match files::ask(host, &state.app, &name, ask).await {
+        Ok(open) => open,
+        Err(error) => {
+            discard(body).await;
+            return Err(error.into());
+        }
+    };
     if is_write {
         let body = body.into_data_stream().map_err(std::io::Error::other);
         return Ok(Json(FileShape::from(&open.write(body).await?)).into_response());
