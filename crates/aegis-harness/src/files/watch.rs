@@ -132,15 +132,9 @@ impl Watch {
         let mut buffer = [MaybeUninit::uninit(); EVENTS];
         let mut raw = Vec::new();
         let mut reader = Reader::new(&self.queue, &mut buffer);
-        loop {
-            match reader.next() {
-                Ok(event) => raw.push((
-                    event.wd(),
-                    event.events(),
-                    event.file_name().map(|name| name.to_bytes().to_vec()),
-                )),
-                Err(_) => break,
-            }
+        while let Ok(event) = reader.next() {
+            let name = event.file_name().map(|name| name.to_bytes().to_vec());
+            raw.push((event.wd(), event.events(), name));
             if reader.is_buffer_empty() {
                 break;
             }

@@ -67,7 +67,7 @@ pub async fn run(
             }
             // The host has left, or says what is none of this.
             _ => {
-                let _ = at_once(clerks, move || Ok(drop(draft))).await;
+                let _ = clerks.run(move || drop(draft)).await;
                 return Ok(());
             }
         }
@@ -115,6 +115,6 @@ impl Draft {
 fn has_room(parent: &std::path::Path, size: u64) -> Result<(), Fault> {
     let at = rustix::fs::statvfs(parent).map_err(fault)?;
     // A file system that counts no blocks has no such bound.
-    let free = at.f_bavail.saturating_mul(at.f_frsize);
+    let free = at.f_bfree.saturating_mul(at.f_frsize);
     if at.f_blocks > 0 && size > free { Err(Fault::NoSpace) } else { Ok(()) }
 }

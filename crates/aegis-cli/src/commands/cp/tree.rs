@@ -103,17 +103,22 @@ async fn file(ask: &Ask, node: &Node, into: &Into, done: &mut Done) -> Result<()
         }
         (Source::Here(path), Into::Machine(place)) => {
             let (size, bytes) = here::read(path)?;
-            let (counted, mut count) = tokio::sync::mpsc::unbounded_channel();
+            let (counted, mut count) = tokio::sync::watch::channel(0u64);
             let bytes = bytes.inspect(move |piece| {
                 let n = piece.as_ref().map_or(0, |piece| piece.len() as u64);
-                let _ = counted.send(n);
+                counted.send_modify(|count| *count += n);
             });
+            let mut shown = 0;
             let path = put(place, node.found.mode)?;
             let mut sent = std::pin::pin!(ask.client.put(&path, Some(size), bytes));
             loop {
                 tokio::select! {
                     biased;
-                    Some(n) = count.recv() => done.add(&node.source, n),
+                    Ok(()) = count.changed() => {
+                        let now = *count.borrow_and_update();
+                        done.add(&node.source, now - shown);
+                        shown = now;
+                    }
                     answer = &mut sent => { answer?; break }
                 }
             }
