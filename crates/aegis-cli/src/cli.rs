@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, commit, cp, daemon, events, exec, files, guest, image, instance, invite, logs, mcp, redeem,
-    run, secret,
+    audit, commit, cp, daemon, events, exec, files, guest, image, instance, invite, logs, mcp,
+    redeem, run, secret,
 };
 use crate::setup::SetupArgs;
 
