@@ -203,6 +203,9 @@ pub mod commit {
     pub const DISK: &str = "disk.img";
     /// The rest of what a start needs: [`super::Kept`].
     pub const KEPT: &str = "kept.json";
+    /// The memory: without the first of these there is none. The last is where who holds it answers,
+    /// and its end.
+    pub const MEMORY: [&str; 4] = ["snapshot.json", "mem", "state", "keeper.sock"];
 }
 
 /// Answer to [`Request::Commit`].

@@ -137,13 +137,10 @@ pub async fn prepare(
     };
     let place = source.place()?;
     if let Some(from) = ground.from {
-        commit::fits(from, &place, disk.bytes)?;
+        commit::fits(from, memory.is_some(), &place, disk.bytes)?;
     }
-    // Twice the machine's memory: the kernel charges whoever touches a page of golden memory
-    // first, beside the machine's own copy of it (see `Snapshot`).
-    let memory_mb =
-        2 * u64::from(ground.golden.memory.0) + qemu::TRANSLATION_MB + qemu::OVERHEAD_MB;
-    let limits = Limits { memory_bytes: memory_mb << 20, pids: THREADS_MAX };
+    let memory_bytes = qemu::memory_limit(ground.golden.memory);
+    let limits = Limits { memory_bytes, pids: THREADS_MAX };
     match Host::detect().make(ground.cgroup, limits) {
         Ok(group) => books.update(|record| record.group = group)?,
         Err(error) if ground.require_limits => {

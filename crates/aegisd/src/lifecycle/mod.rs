@@ -38,6 +38,7 @@ use pool::Pool;
 pub use calls::{open_bulk, serve_calls};
 pub use environment::injected;
 pub use image::image;
+pub use pool::has_room;
 pub use steps::{commit, warm};
 pub use sweep::sweep;
 pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
