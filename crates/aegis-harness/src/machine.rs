@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use aegis_wire::bounds::STREAMS_MAX;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
+use aegis_wire::channel::workspace::Mount;
 use aegis_wire::channel::{Adopt, ExecStart, Identified, ProcessExit, Run};
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
@@ -23,7 +24,7 @@ use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
 use crate::user::{self, User};
-use crate::{identity, primary, trust};
+use crate::{identity, primary, trust, workspace};
 
 /// The machine as its harness sees it.
 pub struct Machine {
@@ -45,6 +46,8 @@ pub struct Machine {
     pub guest: Arc<Guest>,
     /// Logs streams for the primary process's output.
     pub logs: mpsc::Sender<Stream>,
+    /// Streams for the workspace's messages.
+    pub workspace: mpsc::Sender<workspace::Arrived>,
     life: Mutex<Life>,
 }
 
@@ -72,6 +75,8 @@ struct Life {
     own: Option<Arc<OwnedFd>>,
     primary: Option<Primary>,
     streams: Option<mpsc::Receiver<Stream>>,
+    workspace: Option<mpsc::Receiver<workspace::Arrived>>,
+    has_workspace: bool,
 }
 
 /// What execs take over from the primary process.
@@ -86,6 +91,7 @@ impl Machine {
     /// Before anything was asked.
     pub fn new(starter: Starter, uevents: Uevents, hands: Hands, boot_id: Option<File>) -> Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
+        let (workspace, folders) = mpsc::channel(STREAMS_MAX);
         let life = Life {
             phase: Phase::Twin,
             based: None,
@@ -93,6 +99,8 @@ impl Machine {
             own: None,
             primary: None,
             streams: Some(streams),
+            workspace: Some(folders),
+            has_workspace: false,
         };
         Machine {
             started: Instant::now(),
@@ -104,6 +112,7 @@ impl Machine {
             primary_exit: watch::Sender::new(None),
             guest: Arc::new(Guest::new()),
             logs,
+            workspace,
             life: Mutex::new(life),
         }
     }
@@ -155,6 +164,12 @@ impl Machine {
                 return Err(error);
             }
         };
+        if let Some(mount) = run.workspace
+            && let Err(e) = self.mount_workspace(mount, user.as_ref()).await
+        {
+            self.lock().streams = Some(streams);
+            return Err(RpcError::new(CODE_INTERNAL, format!("workspace: {e}")));
+        }
         let mut all = environment();
         all.extend(self.trust(run.ca_certificate).await);
         if let Some(user) = &user {
@@ -228,6 +243,23 @@ impl Machine {
         let done = self.hands.run(move || rustix::fs::syncfs(own)).await;
         done.and_then(|synced| Ok(synced?))
             .map_err(|e| RpcError::new(CODE_INTERNAL, format!("its disk can't be synced: {e}")))
+    }
+
+    /// Mounts the folder of the host; once, a second `run` finds it there.
+    async fn mount_workspace(
+        self: &Arc<Machine>,
+        mount: Mount,
+        user: Option<&User>,
+    ) -> io::Result<()> {
+        let Some(streams) = self.lock().workspace.take() else { return Ok(()) };
+        workspace::start(self, streams, mount, user).await?;
+        self.lock().has_workspace = true;
+        Ok(())
+    }
+
+    /// Whether there is a workspace that may not be written yet.
+    pub fn has_workspace(&self) -> bool {
+        self.lock().has_workspace
     }
 
     /// Makes this machine trust a certificate, or none any more; what of it is said to processes.

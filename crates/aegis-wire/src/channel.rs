@@ -11,6 +11,7 @@ pub mod guest;
 pub mod output;
 pub mod rpc;
 mod tty;
+pub mod workspace;
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,8 @@ pub enum StreamHead {
         /// The port on the machine's loopback.
         port: u16,
     },
+    /// Messages about the machine's workspace ([`workspace`]), both ways. Opened before `run`.
+    Workspace(workspace::Resume),
     /// The bulk of an answer to a [`guest`] call, host → machine; ends when the host closes it.
     Guest {
         /// As in [`guest::Streamed`], which is said after this stream was opened.
@@ -163,6 +166,9 @@ pub struct Run {
     /// hosts of its placeholders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
+    /// A folder of the host is mounted at [`workspace::MOUNT`] before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<workspace::Mount>,
 }
 
 /// Answer to `run`.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_DEADLINE, WARM_DEADLINE};
 use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::channel::workspace::Mount;
 use aegis_wire::channel::{
     Adopt, AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest,
     method,
@@ -37,6 +38,7 @@ use crate::relay::{self, Relay, Session};
 use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
 use crate::running::Running;
 use crate::suspend::Bed;
+use crate::workspace::Workspace;
 use crate::{commit, disk, exec, golden, snapshot};
 
 /// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
@@ -350,10 +352,16 @@ impl Identified {
         let Base { shared, books } = base;
         shared.stage("run");
         limit_cpu(&books, &launch)?;
+        let workspace = lent(&launch, &books)?;
+        let workspace_mount = mount(&launch);
         let mut run = launch.run;
+        run.workspace = workspace_mount;
         run.env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
         let work = async {
             let session = relay.session().await?;
+            if let Some(workspace) = workspace {
+                tokio::spawn(workspace.serve(relay.clone()));
+            }
             let drained = follow(&session, &relay, &log).await?;
             let _: Started = session.peer.call(method::RUN, &run, RPC_DEADLINE).await?;
             anyhow::Ok(drained)
@@ -428,6 +436,16 @@ async fn up(
     tracing::info!(boot_id = live.boot_id, "running");
     shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
     Ok(Running::new(shared, books, live, drained))
+}
+
+/// The folder that it gets, if it gets one.
+fn lent(launch: &Launch, books: &Arc<Books>) -> anyhow::Result<Option<Workspace>> {
+    launch.workspace.as_ref().map(|lend| Workspace::open(lend, Arc::clone(books))).transpose()
+}
+
+/// What it is told of that.
+fn mount(launch: &Launch) -> Option<Mount> {
+    launch.workspace.as_ref().map(|lend| Mount { read_only: lend.read_only })
 }
 
 /// Puts the CPU quota in force.

@@ -1,0 +1,276 @@
+//! The machine's workspace: a folder of the host, mounted by this kernel's FUSE. The harness carries
+//! the kernel's messages to the host and back, and understands none of them.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
+use aegis_wire::channel::workspace::{
+    HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume,
+};
+use aegis_wire::pipe::mux::Stream;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::machine::Machine;
+use crate::note::note;
+use crate::sys;
+use crate::user::User;
+
+/// Bytes of requests that wait here for the host; more wait with the kernel.
+const WAITING_MAX: usize = 2 << 20;
+/// How long the end of the machine waits for what was not written yet.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
+/// Requests that nobody answers: FORGET, INTERRUPT, BATCH_FORGET.
+const UNANSWERED: [u32; 3] = [2, 36, 42];
+/// Bytes of the kernel's own head of a message.
+const KERNEL_HEAD: usize = 40;
+
+/// A stream for the workspace's messages, and how the host goes on.
+pub type Arrived = (Stream, Resume);
+
+/// What one server of the host knows of.
+struct Mounted {
+    server: String,
+    fuse: AsyncFd<OwnedFd>,
+    account: Mutex<Account>,
+    // There is something to say, or room to hear of it.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Account {
+    link: Link,
+    // Requests that the kernel waits for.
+    open: usize,
+}
+
+/// How a stream ended.
+enum Ended {
+    /// It was lost; another one will come.
+    Lost,
+    /// The kernel has no such mount any more.
+    Unmounted,
+}
+
+/// Mounts the folder for a user, and carries its messages from then on.
+pub async fn start(
+    machine: &Arc<Machine>,
+    mut streams: mpsc::Receiver<Arrived>,
+    ask: Mount,
+    user: Option<&User>,
+) -> io::Result<()> {
+    let lost = || io::Error::other("the host opened no stream for the workspace");
+    let (stream, resume) = streams.recv().await.ok_or_else(lost)?;
+    let owner = user.map_or((0, 0), |u| (u.uid.as_raw(), u.gid.as_raw()));
+    let mounted = mounted(machine, &resume, ask, owner).await?;
+    let machine = Arc::clone(machine);
+    tokio::spawn(async move {
+        let mut mounted = mounted;
+        let mut next = Some((stream, resume));
+        while let Some((stream, resume)) = next {
+            if resume.server != mounted.server {
+                // What was open with the old one is lost, and says so.
+                mounted = match self::mounted(&machine, &resume, ask, owner).await {
+                    Ok(mounted) => mounted,
+                    Err(e) => return note(&format!("workspace: {e}")),
+                };
+            }
+            next = tokio::select! {
+                ended = mounted.carry(stream, &resume) => match ended {
+                    Ended::Lost => streams.recv().await,
+                    Ended::Unmounted => return,
+                },
+                newer = streams.recv() => newer,
+            };
+        }
+    });
+    Ok(())
+}
+
+/// Mounts what a server of the host serves.
+async fn mounted(
+    machine: &Machine,
+    resume: &Resume,
+    ask: Mount,
+    owner: (u32, u32),
+) -> io::Result<Mounted> {
+    let fuse = machine.hands.run(move || mount_fuse(ask)).await??;
+    let mut account = Account::default();
+    account.link.say(owner_message(owner).into());
+    Ok(Mounted {
+        server: resume.server.clone(),
+        fuse: sys::watch_both(fuse)?,
+        account: Mutex::new(account),
+        news: Notify::new(),
+    })
+}
+
+fn mount_fuse(ask: Mount) -> io::Result<OwnedFd> {
+    let named = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let fuse = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open("/dev/fuse")
+        .map_err(|e| named("this kernel has no FUSE (/dev/fuse)", e))?;
+    // A mount of an earlier server, if there is one.
+    let _ = unmount(MOUNT, UnmountFlags::DETACH);
+    fs::create_dir_all(MOUNT).map_err(|e| named(MOUNT, e))?;
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    if ask.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+        fuse.as_raw_fd()
+    );
+    mount("workspace", MOUNT, "fuse.aegis", flags, CString::new(options)?.as_c_str())
+        .map_err(|e| named("can't mount the workspace", e.into()))?;
+    Ok(fuse.into())
+}
+
+fn owner_message((uid, gid): (u32, u32)) -> Vec<u8> {
+    let mut message = vec![0; KERNEL_HEAD + 8];
+    let len = message.len() as u32;
+    message[..4].copy_from_slice(&len.to_le_bytes());
+    message[4..8].copy_from_slice(&OWNER_OPCODE.to_le_bytes());
+    message[KERNEL_HEAD..KERNEL_HEAD + 4].copy_from_slice(&uid.to_le_bytes());
+    message[KERNEL_HEAD + 4..].copy_from_slice(&gid.to_le_bytes());
+    message
+}
+
+impl Mounted {
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries messages over one stream.
+    async fn carry(&self, stream: Stream, resume: &Resume) -> Ended {
+        let heard = {
+            let mut account = self.lock();
+            if let Err(e) = account.link.resume(resume.heard) {
+                note(&format!("workspace: {e}"));
+                return Ended::Lost;
+            }
+            account.link.heard()
+        };
+        let (from_host, mut to_host) = tokio::io::split(stream);
+        if to_host.write_all(&heard.to_le_bytes()).await.is_err() {
+            return Ended::Lost;
+        }
+        // When one side ends in the middle of a message, it comes again on the next stream.
+        tokio::select! {
+            _ = self.hear(from_host) => Ended::Lost,
+            _ = self.say(to_host) => Ended::Lost,
+            () = self.collect() => Ended::Unmounted,
+        }
+    }
+
+    /// Host → kernel.
+    async fn hear(&self, mut from: impl AsyncRead + Unpin) -> io::Result<()> {
+        let mut message = Vec::new();
+        loop {
+            let mut head = [0; HEAD_LEN];
+            from.read_exact(&mut head).await?;
+            let head = Head::read(head).map_err(io::Error::other)?;
+            message.resize(head.len, 0);
+            from.read_exact(&mut message).await?;
+            {
+                let mut account = self.lock();
+                account.link.other_heard(head.heard).map_err(io::Error::other)?;
+                if head.len > 0 {
+                    account.link.came();
+                    account.open = account.open.saturating_sub(1);
+                    // Who asked may have been killed meanwhile; then nobody waits for it.
+                    let _ = rustix::io::write(self.fuse.get_ref(), &message);
+                }
+            }
+            self.news.notify_waiters();
+        }
+    }
+
+    /// What was collected → host.
+    async fn say(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // From here on none is missed.
+            news.as_mut().enable();
+            let mut said = false;
+            loop {
+                let next = self.lock().link.next();
+                let Some((head, message)) = next else { break };
+                said = true;
+                to.write_all(&head.bytes()).await?;
+                if let Some(message) = message {
+                    to.write_all(&message).await?;
+                }
+            }
+            if said {
+                to.flush().await?;
+            }
+            news.await;
+        }
+    }
+
+    /// Kernel → what is said, until the mount is gone.
+    async fn collect(&self) {
+        let mut buffer = vec![0; WORKSPACE_MESSAGE_MAX];
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            news.as_mut().enable();
+            if !self.lock().has_room() {
+                news.await;
+                continue;
+            }
+            let Ok(mut ready) = self.fuse.readable().await else { return };
+            match rustix::io::read(self.fuse.get_ref(), &mut buffer[..]) {
+                Ok(len) => {
+                    self.lock().ask(&buffer[..len]);
+                    self.news.notify_waiters();
+                }
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                // Taken back before it was read.
+                Err(Errno::INTR | Errno::NOENT) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Account {
+    fn has_room(&self) -> bool {
+        self.open < WORKSPACE_IN_FLIGHT_MAX
+            && self.link.has_room()
+            && self.link.unheard_bytes() < WAITING_MAX
+    }
+
+    fn ask(&mut self, message: &[u8]) {
+        let opcode = message.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+        self.open += usize::from(opcode.is_some_and(|o| !UNANSWERED.contains(&o)));
+        self.link.say(message.into());
+    }
+}
+
+/// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the host
+/// does, this ends.
+pub async fn flush() {
+    let (tell, done) = oneshot::channel();
+    let work = move || {
+        let flushed = File::open(MOUNT).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        drop(tell.send(flushed));
+    };
+    if std::thread::Builder::new().name("flush".to_owned()).spawn(work).is_ok() {
+        let _ = tokio::time::timeout(FLUSH_DEADLINE, done).await;
+    }
+}
