@@ -32,3 +32,4 @@ mod tidy;
 mod tree;
 mod values;
 mod web;
+mod workspace;

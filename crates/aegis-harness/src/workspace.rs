@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
-use aegis_wire::channel::workspace::{
-    HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume,
-};
+use aegis_wire::channel::workspace::{HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume};
 use aegis_wire::pipe::mux::Stream;
 use rustix::fs::OFlags;
 use rustix::io::Errno;

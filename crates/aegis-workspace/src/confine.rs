@@ -48,8 +48,8 @@ pub fn confine(folder: OwnedFd, read_only: bool) -> anyhow::Result<Confined> {
     let as_root = rustix::process::geteuid().is_root();
     let owner = nodes::stat(&folder).context("the folder")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let descriptors = rustix::fs::open("/proc/self/fd", flags, Mode::empty())
-        .context("/proc is needed")?;
+    let descriptors =
+        rustix::fs::open("/proc/self/fd", flags, Mode::empty()).context("/proc is needed")?;
     let files = limits()?;
     let root = match enclose(&folder, as_root, read_only) {
         Ok(root) => root,

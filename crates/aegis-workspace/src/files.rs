@@ -149,12 +149,7 @@ impl Folder {
     }
 
     /// Does what may add so many bytes to a file, and counts what it does.
-    fn measured(
-        &self,
-        file: &File,
-        most: u64,
-        work: impl FnOnce() -> Result<(), Errno>,
-    ) -> Answer {
+    fn measured(&self, file: &File, most: u64, work: impl FnOnce() -> Result<(), Errno>) -> Answer {
         let before = nodes::stat(file)?;
         self.quota.grow(most, || {
             work()?;

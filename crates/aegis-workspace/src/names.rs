@@ -5,8 +5,8 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat,
-    readlinkat_raw, renameat_with, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, linkat, mkdirat, mknodat, readlinkat_raw,
+    renameat_with, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -119,13 +119,8 @@ impl Folder {
         let access = crate::files::kept(asked) | OFlags::CREATE | OFlags::EXCL;
         let made = self.quota.grow(NAME_BYTES, || {
             let access = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let file = rustix::fs::openat2(
-                &*directory,
-                name,
-                access,
-                permissions(mode),
-                nodes::inside(),
-            )?;
+            let file =
+                rustix::fs::openat2(&*directory, name, access, permissions(mode), nodes::inside())?;
             Ok((file, ONE_NAME))
         });
         match made {
@@ -146,8 +141,7 @@ impl Folder {
                 let (fd, stat) = nodes::find(&*directory, name)?;
                 let node = self.nodes.told(parent, name, &stat, Some(fd))?;
                 reply.entry(node, &stat, self.owner());
-                self.open_node(node, asked, reply)
-                    .inspect_err(|_| self.nodes.forget(node, 1))
+                self.open_node(node, asked, reply).inspect_err(|_| self.nodes.forget(node, 1))
             }
             Err(errno) => Err(errno),
         }

@@ -15,9 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{
-    WORKSPACE_MESSAGE_MAX, WORKSPACE_UNHEARD_BYTES_MAX, WORKSPACE_UNHEARD_MAX,
-};
+use crate::bounds::{WORKSPACE_MESSAGE_MAX, WORKSPACE_UNHEARD_BYTES_MAX, WORKSPACE_UNHEARD_MAX};
 
 /// Where a machine sees its workspace.
 pub const MOUNT: &str = "/workspace";
