@@ -103,6 +103,8 @@ impl Folder {
         if handle.node != node {
             return Err(Errno::BADF);
         }
+        // To the system call the largest offset is another word for "here".
+        i64::try_from(offset).map_err(|_| Errno::FBIG)?;
         let append = handle.append && flags & WRITE_CACHE == 0;
         let _alone = self.alone(node);
         let before = nodes::stat(&handle.file)?;

@@ -31,8 +31,15 @@ impl Folder {
     pub(crate) fn lookup(&self, parent: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         let name = body.name()?;
         let directory = self.nodes.fd(parent)?;
-        let (fd, stat) = nodes::find(&*directory, name)?;
-        self.tell(parent, name, fd, &stat, reply)
+        match nodes::find(&*directory, name) {
+            Ok((fd, stat)) => self.tell(parent, name, fd, &stat, reply),
+            // That nothing is there is believed for a while too.
+            Err(Errno::NOENT) => {
+                reply.nothing();
+                Ok(())
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     fn tell(

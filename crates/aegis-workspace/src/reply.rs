@@ -101,6 +101,11 @@ impl Reply {
         self.u64(node).u64(0).u64(BELIEVED_SECS).u64(BELIEVED_SECS).u64(0).attr(stat, owner)
     }
 
+    /// `fuse_entry_out` of a name that nothing has.
+    pub fn nothing(&mut self) -> &mut Reply {
+        self.zeros(16).u64(BELIEVED_SECS).zeros(104)
+    }
+
     /// The whole answer.
     pub fn done(mut self) -> Vec<u8> {
         let len = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
