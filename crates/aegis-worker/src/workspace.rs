@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -95,7 +96,7 @@ impl Workspace {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("workspace").arg(serde_json::to_string(&terms)?);
+        command.arg0("aegis-worker").arg("workspace").arg(serde_json::to_string(&terms)?);
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         command.stdout(Stdio::from(self.folder.try_clone()?)).stderr(Stdio::piped());
         let plan = Confine {

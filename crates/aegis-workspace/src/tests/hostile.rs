@@ -75,7 +75,8 @@ fn what_is_held_is_bounded() {
     assert_eq!(scene.list(ROOT_ID, true).len(), 2 * BOUNDS.nodes + 2, "listed all the same");
     // Files that are open.
     let node = scene.lookup(ROOT_ID, "f0").unwrap();
-    let opened: Vec<u64> = (0..2 * HANDLES).map_while(|_| scene.open(node, OFlags::RDONLY).ok()).collect();
+    let opened: Vec<u64> =
+        (0..2 * HANDLES).map_while(|_| scene.open(node, OFlags::RDONLY).ok()).collect();
     assert_eq!(opened.len(), HANDLES);
     assert_eq!(scene.open(node, OFlags::RDONLY), Err(Errno::NFILE));
     opened.into_iter().for_each(|handle| scene.release(handle));
