@@ -56,7 +56,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
             }
         },
         StreamHead::Port { port } => ports::serve(stream, port).await,
-        StreamHead::Workspace(resume) => drop(machine.workspace.try_send((stream, resume))),
+        StreamHead::Workspace(resume) => machine.workspace.arrived(stream, resume),
         StreamHead::Guest { ticket } => machine.guest.arrived(ticket, stream),
     }
 }

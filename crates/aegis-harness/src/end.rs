@@ -7,7 +7,7 @@ use std::time::Duration;
 use aegis_wire::bounds::GUEST_STOP_GRACE;
 
 use crate::machine::Machine;
-use crate::{root, sys, workspace};
+use crate::{root, sys};
 
 /// Longest grace that a machine has between SIGTERM and SIGKILL.
 const GRACE_MAX: Duration = Duration::from_secs(600);
@@ -35,8 +35,6 @@ pub async fn end(machine: &Arc<Machine>, grace: Duration) -> io::Result<()> {
     };
     // Who does not go even now waits for the disk; sealing it decides.
     let _ = tokio::time::timeout(KILL_DEADLINE, killing).await;
-    if machine.has_workspace() {
-        workspace::flush().await;
-    }
+    machine.workspace.flush().await;
     machine.hands.run(move || root::seal(&own)).await?
 }

@@ -13,7 +13,8 @@ type Work = Box<dyn FnOnce() + Send>;
 /// Jobs that wait at a time: each belongs to a stream, or to one of very few calls.
 const JOBS_MAX: usize = 2 * STREAMS_MAX;
 
-/// A thread.
+/// A thread. Cheap to clone.
+#[derive(Clone)]
 pub struct Hands {
     jobs: SyncSender<Work>,
 }

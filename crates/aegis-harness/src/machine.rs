@@ -24,7 +24,8 @@ use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
 use crate::user::{self, User};
-use crate::{identity, primary, trust, workspace};
+use crate::workspace::Workspace;
+use crate::{identity, primary, trust};
 
 /// The machine as its harness sees it.
 pub struct Machine {
@@ -46,8 +47,8 @@ pub struct Machine {
     pub guest: Arc<Guest>,
     /// Logs streams for the primary process's output.
     pub logs: mpsc::Sender<Stream>,
-    /// Streams for the workspace's messages.
-    pub workspace: mpsc::Sender<workspace::Arrived>,
+    /// The folder of the host, if it has one.
+    pub workspace: Workspace,
     life: Mutex<Life>,
 }
 
@@ -75,8 +76,6 @@ struct Life {
     own: Option<Arc<OwnedFd>>,
     primary: Option<Primary>,
     streams: Option<mpsc::Receiver<Stream>>,
-    workspace: Option<mpsc::Receiver<workspace::Arrived>>,
-    has_workspace: bool,
 }
 
 /// What execs take over from the primary process.
@@ -91,7 +90,6 @@ impl Machine {
     /// Before anything was asked.
     pub fn new(starter: Starter, uevents: Uevents, hands: Hands, boot_id: Option<File>) -> Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
-        let (workspace, folders) = mpsc::channel(STREAMS_MAX);
         let life = Life {
             phase: Phase::Twin,
             based: None,
@@ -99,8 +97,6 @@ impl Machine {
             own: None,
             primary: None,
             streams: Some(streams),
-            workspace: Some(folders),
-            has_workspace: false,
         };
         Machine {
             started: Instant::now(),
@@ -112,7 +108,7 @@ impl Machine {
             primary_exit: watch::Sender::new(None),
             guest: Arc::new(Guest::new()),
             logs,
-            workspace,
+            workspace: Workspace::new(),
             life: Mutex::new(life),
         }
     }
@@ -164,11 +160,9 @@ impl Machine {
                 return Err(error);
             }
         };
-        if let Some(mount) = run.workspace
-            && let Err(e) = self.mount_workspace(mount, user.as_ref()).await
-        {
+        if let Err(error) = self.mount_workspace(run.workspace, user.as_ref()).await {
             self.lock().streams = Some(streams);
-            return Err(RpcError::new(CODE_INTERNAL, format!("workspace: {e}")));
+            return Err(error);
         }
         let mut all = environment();
         all.extend(self.trust(run.ca_certificate).await);
@@ -202,6 +196,8 @@ impl Machine {
     /// Has everything but the harness stand still, until [`Machine::adopt`].
     pub async fn hold(&self) -> Result<(), RpcError> {
         self.lock().step(Phase::Running, Phase::Held)?;
+        // Nobody answers a copy: who waits for a file of the host would never stand still.
+        self.workspace.give_up().await;
         let held = match self.starter.cage.clone() {
             Some(cage) => self.hands.run(move || cage.hold()).await.and_then(|held| held),
             None => Err(io::Error::other("there is no cgroup of its processes")),
@@ -217,6 +213,8 @@ impl Machine {
     pub async fn adopt(self: &Arc<Machine>, adopt: Adopt) -> Result<Identified, RpcError> {
         self.lock().step(Phase::Held, Phase::Held)?;
         let identified = identity::change(self, adopt.identity).await.map_err(|e| e.answer())?;
+        let user = self.lock().primary.as_ref().and_then(|primary| primary.user.clone());
+        self.mount_workspace(adopt.workspace, user.as_ref()).await?;
         let mut env = self.trust(adopt.ca_certificate).await;
         env.extend(adopt.env);
         if let Some(key) = &adopt.authorized_key {
@@ -245,21 +243,14 @@ impl Machine {
             .map_err(|e| RpcError::new(CODE_INTERNAL, format!("its disk can't be synced: {e}")))
     }
 
-    /// Mounts the folder of the host; once, a second `run` finds it there.
+    /// Mounts the folder of the host in the place of one that was mounted before.
     async fn mount_workspace(
-        self: &Arc<Machine>,
-        mount: Mount,
+        &self,
+        ask: Option<Mount>,
         user: Option<&User>,
-    ) -> io::Result<()> {
-        let Some(streams) = self.lock().workspace.take() else { return Ok(()) };
-        workspace::start(self, streams, mount, user).await?;
-        self.lock().has_workspace = true;
-        Ok(())
-    }
-
-    /// Whether there is a workspace that may not be written yet.
-    pub fn has_workspace(&self) -> bool {
-        self.lock().has_workspace
+    ) -> Result<(), RpcError> {
+        let mounted = self.workspace.mount(&self.hands, ask, user).await;
+        mounted.map_err(|e| RpcError::new(CODE_INTERNAL, format!("workspace: {e}")))
     }
 
     /// Makes this machine trust a certificate, or none any more; what of it is said to processes.

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
+use aegis_wire::bounds::{STREAMS_MAX, WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
 use aegis_wire::channel::workspace::{HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume};
 use aegis_wire::pipe::mux::Stream;
 use rustix::fs::OFlags;
@@ -18,8 +18,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
-use crate::machine::Machine;
+use crate::hands::Hands;
 use crate::note::note;
 use crate::sys;
 use crate::user::User;
@@ -33,8 +34,15 @@ const UNANSWERED: [u32; 3] = [2, 36, 42];
 /// Bytes of the kernel's own head of a message.
 const KERNEL_HEAD: usize = 40;
 
-/// A stream for the workspace's messages, and how the host goes on.
-pub type Arrived = (Stream, Resume);
+type Arrived = (Stream, Resume);
+
+/// The workspace of a machine, mounted or not.
+pub struct Workspace {
+    arrived: mpsc::Sender<Arrived>,
+    streams: Arc<tokio::sync::Mutex<mpsc::Receiver<Arrived>>>,
+    // Carries messages while it is mounted.
+    carrier: Mutex<Option<JoinHandle<()>>>,
+}
 
 /// What one server of the host knows of.
 struct Mounted {
@@ -60,57 +68,125 @@ enum Ended {
     Unmounted,
 }
 
-/// Mounts the folder for a user, and carries its messages from then on.
-pub async fn start(
-    machine: &Arc<Machine>,
-    mut streams: mpsc::Receiver<Arrived>,
+impl Workspace {
+    /// Of a machine that has none yet.
+    pub fn new() -> Workspace {
+        let (arrived, streams) = mpsc::channel(STREAMS_MAX);
+        let streams = Arc::new(tokio::sync::Mutex::new(streams));
+        Workspace { arrived, streams, carrier: Mutex::default() }
+    }
+
+    /// The host opened a stream for its messages.
+    pub fn arrived(&self, stream: Stream, resume: Resume) {
+        // More of them than sessions are none of ours.
+        drop(self.arrived.try_send((stream, resume)));
+    }
+
+    /// Mounts the folder for a user, and carries its messages from then on; without one, takes away
+    /// what was mounted before.
+    pub async fn mount(
+        &self,
+        hands: &Hands,
+        ask: Option<Mount>,
+        user: Option<&User>,
+    ) -> io::Result<()> {
+        let before = self.give_up().await;
+        let Some(ask) = ask else {
+            if before {
+                hands.run(|| unmount(MOUNT, UnmountFlags::DETACH)).await??;
+            }
+            return Ok(());
+        };
+        let owner = user.map_or((0, 0), |u| (u.uid.as_raw(), u.gid.as_raw()));
+        let terms = Terms { hands: hands.clone(), ask, owner };
+        let streams = Arc::clone(&self.streams);
+        let mut streams = streams.lock_owned().await;
+        let lost = || io::Error::other("the host opened no stream for it");
+        let first = streams.recv().await.ok_or_else(lost)?;
+        let mounted = terms.mounted(&first.1).await?;
+        let carrier = tokio::spawn(async move {
+            if let Err(e) = terms.carry(mounted, first, &mut streams).await {
+                note(&format!("workspace: {e}"));
+            }
+        });
+        *self.carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(carrier);
+        Ok(())
+    }
+
+    /// Lets nobody wait for the host any more: whoever does, or asks later, gets an error. True when
+    /// it was mounted.
+    pub async fn give_up(&self) -> bool {
+        let carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(carrier) = carrier else { return false };
+        carrier.abort();
+        // With it the kernel's own end is closed.
+        let _ = carrier.await;
+        true
+    }
+
+    /// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the
+    /// host does, this ends.
+    pub async fn flush(&self) {
+        if self.carrier.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return;
+        }
+        let (tell, done) = oneshot::channel();
+        let work = move || {
+            let flushed = File::open(MOUNT).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+            drop(tell.send(flushed));
+        };
+        if std::thread::Builder::new().name("flush".to_owned()).spawn(work).is_ok() {
+            let _ = tokio::time::timeout(FLUSH_DEADLINE, done).await;
+        }
+    }
+}
+
+/// How it is mounted, again and again.
+struct Terms {
+    hands: Hands,
     ask: Mount,
-    user: Option<&User>,
-) -> io::Result<()> {
-    let lost = || io::Error::other("the host opened no stream for the workspace");
-    let (stream, resume) = streams.recv().await.ok_or_else(lost)?;
-    let owner = user.map_or((0, 0), |u| (u.uid.as_raw(), u.gid.as_raw()));
-    let mounted = mounted(machine, &resume, ask, owner).await?;
-    let machine = Arc::clone(machine);
-    tokio::spawn(async move {
-        let mut mounted = mounted;
-        let mut next = Some((stream, resume));
+    owner: (u32, u32),
+}
+
+impl Terms {
+    /// Mounts what a server of the host serves.
+    async fn mounted(&self, resume: &Resume) -> io::Result<Mounted> {
+        let ask = self.ask;
+        let fuse = self.hands.run(move || mount_fuse(ask)).await??;
+        let mut account = Account::default();
+        account.link.say(owner_message(self.owner).into());
+        Ok(Mounted {
+            server: resume.server.clone(),
+            fuse: sys::watch_both(fuse)?,
+            account: Mutex::new(account),
+            news: Notify::new(),
+        })
+    }
+
+    /// Carries messages over one stream after the other, until nothing is mounted any more.
+    async fn carry(
+        &self,
+        mut mounted: Mounted,
+        first: Arrived,
+        streams: &mut mpsc::Receiver<Arrived>,
+    ) -> io::Result<()> {
+        let mut next = Some(first);
         while let Some((stream, resume)) = next {
             if resume.server != mounted.server {
                 // What was open with the old one is lost, and says so.
-                mounted = match self::mounted(&machine, &resume, ask, owner).await {
-                    Ok(mounted) => mounted,
-                    Err(e) => return note(&format!("workspace: {e}")),
-                };
+                drop(mounted);
+                mounted = self.mounted(&resume).await?;
             }
             next = tokio::select! {
                 ended = mounted.carry(stream, &resume) => match ended {
                     Ended::Lost => streams.recv().await,
-                    Ended::Unmounted => return,
+                    Ended::Unmounted => return Ok(()),
                 },
                 newer = streams.recv() => newer,
             };
         }
-    });
-    Ok(())
-}
-
-/// Mounts what a server of the host serves.
-async fn mounted(
-    machine: &Machine,
-    resume: &Resume,
-    ask: Mount,
-    owner: (u32, u32),
-) -> io::Result<Mounted> {
-    let fuse = machine.hands.run(move || mount_fuse(ask)).await??;
-    let mut account = Account::default();
-    account.link.say(owner_message(owner).into());
-    Ok(Mounted {
-        server: resume.server.clone(),
-        fuse: sys::watch_both(fuse)?,
-        account: Mutex::new(account),
-        news: Notify::new(),
-    })
+        Ok(())
+    }
 }
 
 fn mount_fuse(ask: Mount) -> io::Result<OwnedFd> {
@@ -257,18 +333,5 @@ impl Account {
         let opcode = message.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
         self.open += usize::from(opcode.is_some_and(|o| !UNANSWERED.contains(&o)));
         self.link.say(message.into());
-    }
-}
-
-/// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the host
-/// does, this ends.
-pub async fn flush() {
-    let (tell, done) = oneshot::channel();
-    let work = move || {
-        let flushed = File::open(MOUNT).and_then(|root| Ok(rustix::fs::syncfs(root)?));
-        drop(tell.send(flushed));
-    };
-    if std::thread::Builder::new().name("flush".to_owned()).spawn(work).is_ok() {
-        let _ = tokio::time::timeout(FLUSH_DEADLINE, done).await;
     }
 }

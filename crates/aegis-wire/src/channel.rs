@@ -120,6 +120,9 @@ pub struct Adopt {
     /// As in [`Run`]; absent, the one of before is trusted no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
+    /// As in [`Run`]; what was open in the one of before is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<workspace::Mount>,
 }
 
 /// Answer to `identify` and to `adopt`.

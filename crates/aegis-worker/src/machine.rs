@@ -388,8 +388,12 @@ impl Booted {
         shared.stage("adopt");
         let log = open_log(&launch)?;
         limit_cpu(&books, &launch)?;
+        let workspace = lent(&launch, &books)?;
         let work = async {
             let session = relay.session().await?;
+            if let Some(workspace) = workspace {
+                tokio::spawn(workspace.serve(relay.clone()));
+            }
             let drained = follow(&session, &relay, &log).await?;
             let mut env = launch.run.env.clone();
             env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
@@ -399,6 +403,7 @@ impl Booted {
                 capability_token: launch.run.capability_token.clone(),
                 authorized_key: launch.run.authorized_key.clone(),
                 ca_certificate: launch.run.ca_certificate.clone(),
+                workspace: mount(&launch),
             };
             let adopted = session.peer.call(method::ADOPT, &adopt, IDENTIFY_DEADLINE).await?;
             let boot_id = own_boot_id(adopted, &launch)?;

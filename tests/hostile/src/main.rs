@@ -14,6 +14,7 @@ mod control;
 mod exec;
 mod noise;
 mod port;
+mod workspace;
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -87,6 +88,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Logs => attack::logs(&machine.mode(), stream).await,
         StreamHead::Exec(start) => exec::serve(&start.command, stream).await,
         StreamHead::Port { port } => exec::port(port, stream).await,
+        StreamHead::Workspace(_) => workspace::serve(&machine.mode(), stream).await,
         StreamHead::Guest { .. } => {}
     }
 }
