@@ -1,11 +1,13 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
-//! `PARTS="flows net"` measures only those: flows, tree, net, load.
+//! `PARTS="flows net"` measures only those: flows, tree, net, load,
+//! workspace.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod figures;
 mod load;
 mod net;
 mod tree;
+mod workspace;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -34,6 +36,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("net") {
         net::measure(&mut figures);
+    }
+    if wanted("workspace") {
+        workspace::measure(&mut figures);
     }
     if wanted("load") {
         let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));

@@ -30,6 +30,9 @@ use crate::{serve, sys};
 /// Open files, where the host lets it have as many.
 const FILES_MAX: u64 = 24 * 1024;
 
+/// Where a process finds its own descriptors.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
 /// What is left to a confined process.
 pub struct Confined {
     /// The folder.
@@ -47,17 +50,16 @@ pub struct Confined {
 pub fn confine(folder: OwnedFd, read_only: bool) -> anyhow::Result<Confined> {
     let as_root = rustix::process::geteuid().is_root();
     let owner = nodes::stat(&folder).context("the folder")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let descriptors =
-        rustix::fs::open("/proc/self/fd", flags, Mode::empty()).context("/proc is needed")?;
     let files = limits()?;
-    let root = match enclose(&folder, as_root, read_only) {
-        Ok(root) => root,
+    let (root, descriptors) = match enclose(&folder, as_root, read_only) {
+        Ok(both) => both,
         Err(error) if as_root => return Err(error.context("a root of its own")),
         Err(error) => {
             // Who is not root may not be let to: the other walls stand.
             tracing::info!(error = format!("{error:#}"), "no mount namespace");
-            folder
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let descriptors = rustix::fs::open(DESCRIPTORS, flags, Mode::empty());
+            (folder, descriptors.context("/proc is needed")?)
         }
     };
     if as_root {
@@ -81,8 +83,9 @@ fn limits() -> anyhow::Result<usize> {
     Ok(usize::try_from(files).unwrap_or(usize::MAX))
 }
 
-/// Makes the folder, and nothing that is mounted below it, the root of this process.
-fn enclose(folder: &OwnedFd, as_root: bool, read_only: bool) -> anyhow::Result<OwnedFd> {
+/// Makes the folder, and nothing that is mounted below it, the root of this process. The way to the
+/// process's own descriptors is a tree by itself.
+fn enclose(folder: &OwnedFd, as_root: bool, read_only: bool) -> anyhow::Result<(OwnedFd, OwnedFd)> {
     let mut apart = UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC;
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     if !as_root {
@@ -101,6 +104,8 @@ fn enclose(folder: &OwnedFd, as_root: bool, read_only: bool) -> anyhow::Result<O
         | OpenTreeFlags::AT_EMPTY_PATH;
     let here = again(folder).context("the folder again")?;
     let tree = open_tree(&here, "", clone).context("open_tree")?;
+    let descriptors = open_tree(CWD, DESCRIPTORS, clone - OpenTreeFlags::AT_EMPTY_PATH)
+        .context("/proc is needed")?;
     // Anywhere will do, since nothing else stays: a directory that every host has.
     move_mount(&tree, "", CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("move_mount")?;
@@ -113,7 +118,7 @@ fn enclose(folder: &OwnedFd, as_root: bool, read_only: bool) -> anyhow::Result<O
         quiet |= MountFlags::RDONLY;
     }
     mount_remount("/", quiet, c"").context("remount")?;
-    Ok(serve::open(Path::new("/"))?)
+    Ok((serve::open(Path::new("/"))?, descriptors))
 }
 
 /// Opens the folder in the mount namespace of now: the descriptor is of the one that was left.
