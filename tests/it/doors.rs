@@ -58,6 +58,8 @@ const HOST_ROUTES: [(Method, &str); 44] = [
     (Method::GET, "/v1/secrets/X"),
     (Method::PUT, "/v1/secrets/X"),
     (Method::DELETE, "/v1/secrets/X"),
+    (Method::GET, "/v1/workspaces"),
+    (Method::DELETE, "/v1/workspaces/x"),
 ];
 
 #[test]

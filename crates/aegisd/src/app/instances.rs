@@ -16,9 +16,7 @@ use aegis_wire::host::{Create, InstanceShape};
 use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Time, Tree};
 
 use super::exec::{self, Running};
-use super::{
-    App, Error, Host, commits, images, instance_not_found, secrets, tree, workspaces,
-};
+use super::{App, Error, Host, commits, images, instance_not_found, secrets, tree, workspaces};
 use crate::config::Config;
 use crate::images::{Images, is_ours};
 use crate::keys;
