@@ -276,6 +276,49 @@ fn children_get_what_their_parent_may_give() {
 }
 
 #[test]
+fn commits_hold_no_workspace() {
+    let house = House::new(SETTINGS);
+    let folder = Folder::new();
+    let other = Folder::new();
+    other.write("name", "other");
+    let web = start(&house, &folder.path(), json!({"handle": "web"}));
+    // Somebody is always in the middle of a request.
+    house.ok(
+        &web,
+        "cd /workspace; (setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >> /root/beats
+            echo $i >> log || echo lost > /root/lost; done' > /dev/null 2>&1 &)",
+    );
+    let lines = || fs::read_to_string(folder.at("log")).unwrap_or_default().lines().count();
+    wait_until("it writes", Duration::from_secs(30), || lines() > 20);
+    house.socket().post("/v1/instances/web/commit", &json!({"name": "kept"})).expect(201);
+    let then = lines();
+    wait_until("it writes on", Duration::from_secs(60), || lines() > then + 20);
+    assert_ne!(house.sh(&web, "cat /root/lost").code, Some(0));
+
+    // Without one, the folder is nobody's any more; with another one, that is there.
+    let goes_on = |body: Value| {
+        let made = house.socket().post("/v1/instances", &body).expect(201);
+        let id = made["id"].as_str().unwrap().to_owned();
+        house.until_instance(&id, "running");
+        house.ok(&id, "until [ -e /root/lost ]; do sleep 0.1; done");
+        id
+    };
+    let bare = goes_on(json!({"commit": "kept"}));
+    assert_ne!(house.sh(&bare, "mountpoint -q /workspace").code, Some(0));
+    assert_ne!(house.sh(&bare, "cat /workspace/log").code, Some(0));
+    let moved = goes_on(json!({"commit": "kept", "workspace": other.path()}));
+    assert_eq!(house.ok(&moved, "cat /workspace/name"), "other");
+    house.ok(&moved, "echo x > /workspace/x");
+    assert_eq!(other.read("x"), "x\n");
+    // The numbers in the log are one machine's.
+    house.socket().delete(&format!("/v1/instances/{web}")).expect(200);
+    let log = folder.read("log");
+    for (i, line) in log.lines().enumerate() {
+        assert_eq!(line, (i + 1).to_string());
+    }
+}
+
+#[test]
 fn what_a_machine_adds_counts_against_its_disk() {
     let house = House::new(SETTINGS);
     let folder = Folder::new();

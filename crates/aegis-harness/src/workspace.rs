@@ -9,7 +9,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aegis_wire::bounds::{STREAMS_MAX, WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
+use aegis_wire::bounds::{
+    STREAMS_MAX, WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX, WORKSPACE_READ_AHEAD,
+};
 use aegis_wire::channel::workspace::{HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume};
 use aegis_wire::pipe::mux::Stream;
 use rustix::fs::OFlags;
@@ -211,7 +213,26 @@ fn mount_fuse(ask: Mount) -> io::Result<OwnedFd> {
     );
     mount("workspace", MOUNT, "fuse.aegis", flags, CString::new(options)?.as_c_str())
         .map_err(|e| named("can't mount the workspace", e.into()))?;
+    // The kernel's own reads ahead less than one message holds.
+    if let Err(e) = read_ahead() {
+        note(&format!("workspace: {e}"));
+    }
     Ok(fuse.into())
+}
+
+/// Has the kernel read ahead; before it hears of the server, which may only lower it. Nothing here
+/// asks the mount, which nobody serves yet.
+fn read_ahead() -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let device = device(&mounts).ok_or_else(|| io::Error::other("its mount is not listed"))?;
+    let kilobytes = (WORKSPACE_READ_AHEAD / 1024).to_string();
+    fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kilobytes)
+}
+
+/// Number of the device that is mounted last at [`MOUNT`].
+fn device(mounts: &str) -> Option<&str> {
+    let ours = |line: &&str| line.split(' ').nth(4) == Some(MOUNT);
+    mounts.lines().filter(ours).next_back()?.split(' ').nth(2)
 }
 
 fn owner_message((uid, gid): (u32, u32)) -> Vec<u8> {
@@ -333,5 +354,45 @@ impl Account {
         let opcode = message.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
         self.open += usize::from(opcode.is_some_and(|o| !UNANSWERED.contains(&o)));
         self.link.say(message.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_mount_counts() {
+        let mounts = "24 1 0:5 / /dev rw - devtmpfs x rw\n\
+                      60 1 0:41 / /workspace rw,nosuid - fuse.aegis workspace rw\n\
+                      61 60 0:42 / /workspace rw,nosuid - fuse.aegis workspace rw\n\
+                      62 1 0:43 / /workspace2 rw - tmpfs x rw\n";
+        assert_eq!(device(mounts), Some("0:42"));
+        assert_eq!(device(""), None);
+    }
+
+    #[test]
+    fn the_owner_is_said_in_the_kernels_form() {
+        let message = owner_message((1000, 100));
+        assert_eq!(message.len(), 48);
+        assert_eq!(message[..8], [48, 0, 0, 0, 1, 0, 0x45, 0x41]);
+        assert_eq!(message[40..], [0xe8, 3, 0, 0, 100, 0, 0, 0]);
+    }
+
+    #[test]
+    fn no_more_is_asked_than_is_answered() {
+        let mut account = Account::default();
+        let message = |opcode: u32| {
+            let mut message = vec![0; KERNEL_HEAD];
+            message[4..8].copy_from_slice(&opcode.to_le_bytes());
+            message
+        };
+        // What nobody answers does not count.
+        account.ask(&message(UNANSWERED[0]));
+        for _ in 0..WORKSPACE_IN_FLIGHT_MAX {
+            assert!(account.has_room());
+            account.ask(&message(1));
+        }
+        assert!(!account.has_room());
     }
 }

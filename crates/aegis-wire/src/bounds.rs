@@ -29,7 +29,7 @@ pub const CHANNEL_SPLIT: usize = 16 * 1024;
 /// Largest chunk of output in one exec or log frame, bytes.
 pub const OUTPUT_CHUNK_MAX: usize = 64 * 1024;
 /// Pages of one read or write of a workspace.
-pub const WORKSPACE_PAGES_MAX: u16 = 64;
+pub const WORKSPACE_PAGES_MAX: u16 = 128;
 /// The same in bytes.
 pub const WORKSPACE_TRANSFER_MAX: usize = WORKSPACE_PAGES_MAX as usize * 4096;
 /// Largest message about a workspace, bytes: a transfer and its head, or two names.
@@ -39,7 +39,9 @@ pub const WORKSPACE_UNHEARD_MAX: usize = 64;
 /// … and their bytes.
 pub const WORKSPACE_UNHEARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Requests that a machine makes of its workspace's server at a time.
-pub const WORKSPACE_IN_FLIGHT_MAX: usize = 32;
+pub const WORKSPACE_IN_FLIGHT_MAX: usize = 16;
+/// What a machine reads ahead of a program that reads a file of its workspace, bytes.
+pub const WORKSPACE_READ_AHEAD: u32 = 1024 * 1024;
 /// Longest path of a workspace, bytes.
 pub const WORKSPACE_PATH_MAX: usize = 1024;
 /// Rows, and columns, of a terminal: more than any screen has, and little for a program to allocate.

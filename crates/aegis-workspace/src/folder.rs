@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aegis_wire::bounds::{WORKSPACE_PAGES_MAX, WORKSPACE_TRANSFER_MAX};
+use aegis_wire::bounds::{WORKSPACE_PAGES_MAX, WORKSPACE_READ_AHEAD, WORKSPACE_TRANSFER_MAX};
 use aegis_wire::channel::workspace::OWNER_OPCODE;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -44,6 +44,7 @@ pub struct Folder {
     descriptors: OwnedFd,
     owner: Mutex<Owner>,
     stripes: [Mutex<()>; STRIPES],
+    names: Mutex<()>,
 }
 
 /// What is answered to a request that is answered.
@@ -64,6 +65,7 @@ impl Folder {
             descriptors: lent.descriptors,
             owner: Mutex::default(),
             stripes: [const { Mutex::new(()) }; STRIPES],
+            names: Mutex::default(),
         })
     }
 
@@ -149,6 +151,11 @@ impl Folder {
         stripe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps others from taking names away, and from giving one file two.
+    pub(crate) fn names_stand_still(&self) -> MutexGuard<'_, ()> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Name of a descriptor in [`Lent::descriptors`].
     pub(crate) fn link_name(fd: &OwnedFd) -> String {
         fd.as_raw_fd().to_string()
@@ -225,7 +232,8 @@ fn changes(opcode: u32) -> bool {
 
 fn init(mut body: Reader<'_>, reply: &mut Reply) -> Answer {
     let (major, minor) = (body.u32()?, body.u32()?);
-    let (read_ahead, offered) = (body.u32()?, body.u32()?);
+    body.skip(4)?;
+    let offered = body.u32()?;
     if major < init::MAJOR || (major == init::MAJOR && minor < init::MINOR) {
         return Err(Errno::PROTO);
     }
@@ -241,7 +249,7 @@ fn init(mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         | init::CACHE_SYMLINKS;
     reply.u32(init::MAJOR).u32(init::MINOR);
     // A newer kernel asks again in our words after it read the first number alone.
-    reply.u32(read_ahead.min(WORKSPACE_TRANSFER_MAX as u32)).u32(flags & offered);
+    reply.u32(WORKSPACE_READ_AHEAD).u32(flags & offered);
     reply.u16(BACKGROUND).u16(BACKGROUND * 3 / 4);
     reply.u32(WORKSPACE_TRANSFER_MAX as u32).u32(1);
     reply.u16(WORKSPACE_PAGES_MAX).u16(0).zeros(32);

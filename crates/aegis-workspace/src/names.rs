@@ -14,7 +14,7 @@ use crate::abi::Reader;
 use crate::folder::{Answer, Folder};
 use crate::handles::Handle;
 use crate::nodes::{self, Key};
-use crate::quota::{NAME_BYTES, taken};
+use crate::quota::NAME_BYTES;
 use crate::reply::{PERMISSIONS, Reply};
 
 /// Longest target of a link, bytes.
@@ -157,27 +157,37 @@ impl Folder {
     pub(crate) fn remove(&self, parent: u64, mut body: Reader<'_>, directory: bool) -> Answer {
         let name = body.name()?;
         let above = self.nodes.fd(parent)?;
-        let stat = nodes::stat_at(&*above, name)?;
-        let ends = self.before_end(&stat)?;
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        unlinkat(&*above, name, flags)?;
-        self.quota.give_back(NAME_BYTES + ends);
-        Ok(())
+        let _alone = self.names_stand_still();
+        self.replacing(parent, &above, name, || unlinkat(&*above, name, flags))
     }
 
-    /// Before a name goes: if it is the last of its file, those who have the file keep it. Gives the
-    /// bytes that are free at once, when nobody has it.
-    fn before_end(&self, stat: &Statx) -> Result<u64, Errno> {
-        let directory = nodes::kind(stat) == FileType::Directory;
-        if stat.stx_nlink > 1 && !directory {
-            return Ok(0);
+    /// Does what takes a name away. If it is the last one of its file, those who have the file keep
+    /// it, and what it takes is free when the last of them is done. Names must stand still meanwhile:
+    /// else another file's name might go.
+    fn replacing(
+        &self,
+        parent: u64,
+        above: &OwnedFd,
+        name: &CStr,
+        work: impl FnOnce() -> Result<(), Errno>,
+    ) -> Answer {
+        let (fd, stat) = nodes::find(above, name)?;
+        let last = stat.stx_nlink == 1 || nodes::kind(&stat) == FileType::Directory;
+        if !last {
+            work()?;
+            self.quota.give_back(NAME_BYTES);
+            return Ok(());
         }
-        match self.nodes.known(Key::of(stat)) {
-            Some(node) => self.nodes.last_name_goes(node).map(|()| 0),
-            // A directory's own blocks were never counted.
-            None if directory => Ok(0),
-            None => Ok(taken(stat)),
-        }
+        // Known for a moment at least, so that there is one account of who has it.
+        let node = self.nodes.told(parent, name, &stat, Some(fd))?;
+        let done = self.nodes.last_name_goes(node).and_then(|()| {
+            work().inspect_err(|_| self.nodes.name_stays(node))?;
+            self.quota.give_back(NAME_BYTES);
+            Ok(())
+        });
+        self.nodes.forget(node, 1);
+        done
     }
 
     pub(crate) fn rename(&self, parent: u64, mut body: Reader<'_>, two: bool) -> Answer {
@@ -194,27 +204,26 @@ impl Folder {
             _ => return Err(Errno::INVAL),
         };
         let (from, to) = (self.nodes.fd(parent)?, self.nodes.fd(to_parent)?);
+        let _alone = self.names_stand_still();
         let key = Key::of(&nodes::stat_at(&*from, name)?);
         let there = match nodes::stat_at(&*to, to_name) {
-            Ok(stat) => Some(stat),
+            Ok(stat) => Some(Key::of(&stat)),
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(errno),
         };
-        let swapped = flags == RenameFlags::EXCHANGE;
-        let mut freed = 0;
-        if let Some(stat) = &there
-            && !swapped
-            && flags != RenameFlags::NOREPLACE
-            && Key::of(stat) != key
-        {
-            freed = NAME_BYTES + self.before_end(stat)?;
+        let work = || renameat_with(&*from, name, &*to, to_name, flags);
+        // Two names of one file both stay.
+        if flags.is_empty() && there.is_some_and(|there| there != key) {
+            self.replacing(to_parent, &to, to_name, work)?;
+        } else {
+            work()?;
         }
-        renameat_with(&*from, name, &*to, to_name, flags)?;
-        self.quota.give_back(freed);
         if let Some(moved) = self.nodes.known(key) {
             self.nodes.renamed(moved, to_parent, to_name);
         }
-        if swapped && let Some(other) = there.and_then(|stat| self.nodes.known(Key::of(&stat))) {
+        if flags == RenameFlags::EXCHANGE
+            && let Some(other) = there.and_then(|there| self.nodes.known(there))
+        {
             self.nodes.renamed(other, parent, name);
         }
         Ok(())
@@ -229,6 +238,7 @@ impl Folder {
             return Err(Errno::PERM);
         }
         let source = Folder::link_name(&file);
+        let _alone = self.names_stand_still();
         self.quota.grow(NAME_BYTES, || {
             linkat(self.descriptors(), &source, &*directory, name, AtFlags::SYMLINK_FOLLOW)?;
             Ok(((), ONE_NAME))

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -78,14 +78,27 @@ impl Stamp {
 /// without a name is given back.
 pub struct Grave {
     quota: Arc<Quota>,
-    dead: OnceLock<Arc<OwnedFd>>,
+    nameless: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+impl Grave {
+    fn new(quota: &Arc<Quota>) -> Arc<Grave> {
+        Arc::new(Grave { quota: Arc::clone(quota), nameless: Mutex::default() })
+    }
+
+    fn set(&self, nameless: Option<Arc<OwnedFd>>) {
+        *self.nameless.lock().unwrap_or_else(PoisonError::into_inner) = nameless;
+    }
 }
 
 impl Drop for Grave {
     fn drop(&mut self) {
-        if let Some(fd) = self.dead.get()
+        let fd = self.nameless.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // Only what was counted comes back: of all else the name alone was.
+        if let Some(fd) = fd
             && let Ok(stat) = stat(fd)
             && stat.stx_nlink == 0
+            && kind(&stat) == FileType::RegularFile
         {
             self.quota.give_back(taken(&stat));
         }
@@ -161,7 +174,7 @@ impl Nodes {
     pub fn new(root: OwnedFd, bounds: Bounds, quota: Arc<Quota>) -> Result<Nodes, Errno> {
         let key = Key::of(&stat(&root)?);
         let mut table = Table { last: ROOT_ID, ..Table::default() };
-        let grave = Arc::new(Grave { quota: Arc::clone(&quota), dead: OnceLock::new() });
+        let grave = Grave::new(&quota);
         let root = Node {
             key,
             lookups: 1,
@@ -201,8 +214,7 @@ impl Nodes {
             None => {
                 table.last += 1;
                 let id = table.last;
-                let grave =
-                    Arc::new(Grave { quota: Arc::clone(&self.quota), dead: OnceLock::new() });
+                let grave = Grave::new(&self.quota);
                 let node = Node {
                     key,
                     lookups: 0,
@@ -344,10 +356,19 @@ impl Nodes {
         }
         node.nameless = true;
         node.fd = Some(Arc::clone(&fd));
-        // Read when it is dropped; if its name stays after all, it tells that it is not dead.
-        let _ = node.grave.dead.set(fd);
+        node.grave.set(Some(fd));
         table.nameless += 1;
         Ok(())
+    }
+
+    /// It did not go.
+    pub fn name_stays(&self, id: u64) {
+        let mut table = self.lock();
+        let Some(node) = table.nodes.get_mut(&id).filter(|node| node.nameless) else { return };
+        node.nameless = false;
+        node.grave.set(None);
+        table.nameless -= 1;
+        self.admit(&mut table, id);
     }
 
     /// A file has another name now.

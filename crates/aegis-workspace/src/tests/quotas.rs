@@ -112,3 +112,44 @@ fn a_second_name_does_not_hide_a_file() {
     scene.unlink(ROOT_ID, "b").unwrap();
     assert_eq!(used(&scene), 0);
 }
+
+#[test]
+fn what_is_made_and_removed_gives_nothing() {
+    let scene = scene();
+    let (node, handle) = scene.create(ROOT_ID, "a").unwrap();
+    scene.write(node, handle, 0, &[1; 100 * 1024]).unwrap();
+    let before = used(&scene);
+    for _ in 0..20 {
+        let sub = scene.mkdir(ROOT_ID, "sub").unwrap();
+        scene.say(op::RMDIR, ROOT_ID, Ask::new().text("sub")).unwrap();
+        scene.forget(sub, 1);
+        // Its target takes a block, which nobody counted.
+        let mut ask = Ask::new();
+        ask.text("link").text(&"x".repeat(2000));
+        let link = u64_at(&scene.say(op::SYMLINK, ROOT_ID, &ask).unwrap(), 0);
+        scene.unlink(ROOT_ID, "link").unwrap();
+        scene.forget(link, 1);
+        // A file of the host's that is replaced, and one that is not.
+        fs::write(scene.at("b"), "").unwrap();
+        let mut ask = Ask::new();
+        ask.u64(ROOT_ID).text("b").text("a");
+        fs::hard_link(scene.at("a"), scene.at("c")).unwrap();
+        scene.say(op::RENAME, ROOT_ID, &ask).unwrap();
+        fs::rename(scene.at("c"), scene.at("a")).unwrap();
+    }
+    assert!(used(&scene) >= before - 20 * NAME_BYTES, "{before} {}", used(&scene));
+}
+
+#[test]
+fn a_name_that_stays_costs_nothing() {
+    let scene = scene();
+    let sub = scene.mkdir(ROOT_ID, "sub").unwrap();
+    scene.create(sub, "a").unwrap();
+    let before = used(&scene);
+    for _ in 0..4 * BOUNDS.nameless {
+        let full = scene.say(op::RMDIR, ROOT_ID, Ask::new().text("sub"));
+        assert_eq!(full.map(drop), Err(Errno::NOTEMPTY));
+    }
+    assert_eq!((used(&scene), scene.folder.nodes.held().2), (before, 0));
+    assert_eq!(scene.lookup(ROOT_ID, "sub"), Ok(sub));
+}
