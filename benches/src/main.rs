@@ -1,12 +1,13 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
-//! `PARTS="flows net"` measures only those: flows, tree, net, load,
-//! workspace.
+//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, load.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
+mod commits;
 mod figures;
 mod load;
 mod net;
 mod tree;
+mod wake;
 mod workspace;
 
 use std::io::Write as _;
@@ -36,6 +37,12 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("net") {
         net::measure(&mut figures);
+    }
+    if wanted("commits") {
+        commits::measure(&mut figures);
+    }
+    if wanted("wake") {
+        wake::measure(&mut figures)?;
     }
     if wanted("workspace") {
         workspace::measure(&mut figures);

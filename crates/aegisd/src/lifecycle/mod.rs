@@ -38,9 +38,9 @@ use pool::Pool;
 pub use calls::{open_bulk, serve_calls};
 pub use environment::injected;
 pub use image::image;
-pub use steps::commit;
+pub use steps::{commit, warm};
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
+pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]
