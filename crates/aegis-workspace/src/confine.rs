@@ -62,9 +62,8 @@ pub fn confine(folder: OwnedFd, read_only: bool) -> anyhow::Result<Confined> {
             (folder, descriptors.context("/proc is needed")?)
         }
     };
-    if as_root {
-        give_up_root(owner.stx_uid, owner.stx_gid).context("rights")?;
-    }
+    let owner = as_root.then_some((owner.stx_uid, owner.stx_gid));
+    give_up_rights(owner).context("rights")?;
     rustix::thread::set_no_new_privs(true).context("privileges")?;
     rustix::process::umask(Mode::empty());
     landlocked(&root).context("landlock")?;
@@ -130,16 +129,19 @@ fn again(folder: &OwnedFd) -> anyhow::Result<OwnedFd> {
     Ok(here)
 }
 
-/// Becomes the folder's owner, with no right beyond those.
-fn give_up_root(uid: u32, gid: u32) -> anyhow::Result<()> {
+/// Keeps no right beyond those of a user: the folder's owner, where this process may choose. In a user
+/// namespace of its own it has all of root's until here.
+fn give_up_rights(owner: Option<(u32, u32)>) -> anyhow::Result<()> {
     for bit in 0..u64::BITS {
         // Those that this kernel does not know can't be taken away.
         let _ = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit));
     }
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    if let Some((uid, gid)) = owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::thread::set_thread_groups(&[])?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     Ok(())
