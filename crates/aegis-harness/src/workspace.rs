@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,8 +43,9 @@ type Arrived = (Stream, Resume);
 pub struct Workspace {
     arrived: mpsc::Sender<Arrived>,
     streams: Arc<tokio::sync::Mutex<mpsc::Receiver<Arrived>>>,
-    // Carries messages while it is mounted.
+    // Carries messages while somebody answers them.
     carrier: Mutex<Option<JoinHandle<()>>>,
+    mounted: AtomicBool,
 }
 
 /// What one server of the host knows of.
@@ -75,7 +77,8 @@ impl Workspace {
     pub fn new() -> Workspace {
         let (arrived, streams) = mpsc::channel(STREAMS_MAX);
         let streams = Arc::new(tokio::sync::Mutex::new(streams));
-        Workspace { arrived, streams, carrier: Mutex::default() }
+        let (carrier, mounted) = (Mutex::default(), AtomicBool::new(false));
+        Workspace { arrived, streams, carrier, mounted }
     }
 
     /// The host opened a stream for its messages.
@@ -92,9 +95,9 @@ impl Workspace {
         ask: Option<Mount>,
         user: Option<&User>,
     ) -> io::Result<()> {
-        let before = self.give_up().await;
+        self.give_up().await;
         let Some(ask) = ask else {
-            if before {
+            if self.mounted.swap(false, Ordering::Relaxed) {
                 hands.run(|| unmount(MOUNT, UnmountFlags::DETACH)).await??;
             }
             return Ok(());
@@ -106,6 +109,7 @@ impl Workspace {
         let lost = || io::Error::other("the host opened no stream for it");
         let first = streams.recv().await.ok_or_else(lost)?;
         let mounted = terms.mounted(&first.1).await?;
+        self.mounted.store(true, Ordering::Relaxed);
         let carrier = tokio::spawn(async move {
             if let Err(e) = terms.carry(mounted, first, &mut streams).await {
                 note(&format!("workspace: {e}"));
@@ -115,15 +119,13 @@ impl Workspace {
         Ok(())
     }
 
-    /// Lets nobody wait for the host any more: whoever does, or asks later, gets an error. True when
-    /// it was mounted.
-    pub async fn give_up(&self) -> bool {
+    /// Lets nobody wait for the host any more: whoever does, or asks later, gets an error.
+    pub async fn give_up(&self) {
         let carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(carrier) = carrier else { return false };
+        let Some(carrier) = carrier else { return };
         carrier.abort();
         // With it the kernel's own end is closed.
         let _ = carrier.await;
-        true
     }
 
     /// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the

@@ -9,7 +9,9 @@
 //! Running     CPU quota in force, primary process started
 //! ```
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +41,7 @@ use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
 use crate::running::Running;
 use crate::suspend::Bed;
 use crate::workspace::Workspace;
-use crate::{commit, disk, exec, golden, snapshot};
+use crate::{commit, disk, exec, golden, snapshot, sys};
 
 /// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
 const THREADS_MAX: u32 = 256;
@@ -352,7 +354,7 @@ impl Identified {
         let Base { shared, books } = base;
         shared.stage("run");
         limit_cpu(&books, &launch)?;
-        let workspace = lent(&launch, &books)?;
+        let workspace = lent(&launch, &books, &books.record().disk)?;
         let workspace_mount = mount(&launch);
         let mut run = launch.run;
         run.workspace = workspace_mount;
@@ -388,7 +390,8 @@ impl Booted {
         shared.stage("adopt");
         let log = open_log(&launch)?;
         limit_cpu(&books, &launch)?;
-        let workspace = lent(&launch, &books)?;
+        // Its disk has its name only once nothing can fail any more.
+        let workspace = lent(&launch, &books, Path::new(&sys::fd_path(&disk.file)))?;
         let work = async {
             let session = relay.session().await?;
             if let Some(workspace) = workspace {
@@ -443,9 +446,11 @@ async fn up(
     Ok(Running::new(shared, books, live, drained))
 }
 
-/// The folder that it gets, if it gets one.
-fn lent(launch: &Launch, books: &Arc<Books>) -> anyhow::Result<Option<Workspace>> {
-    launch.workspace.as_ref().map(|lend| Workspace::open(lend, Arc::clone(books))).transpose()
+/// The folder that it gets, if it gets one; what it adds counts beside what its disk takes.
+fn lent(launch: &Launch, books: &Arc<Books>, disk: &Path) -> anyhow::Result<Option<Workspace>> {
+    let Some(lend) = &launch.workspace else { return Ok(None) };
+    let disk = File::open(disk).context("its disk")?;
+    Ok(Some(Workspace::open(lend, Arc::clone(books), disk, launch.disk.bytes)?))
 }
 
 /// What it is told of that.

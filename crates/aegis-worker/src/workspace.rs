@@ -12,6 +12,7 @@ use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
 use aegis_wire::channel::StreamHead;
 use aegis_wire::channel::workspace::{HEAD_LEN, HELLO_LEN, Head, Link, Resume};
 use aegis_wire::pipe::mux::Stream;
+use aegis_wire::words::DiskBytes;
 use aegis_wire::worker::{Lend, workspace_book};
 use aegis_workspace::Terms;
 use anyhow::Context as _;
@@ -33,6 +34,11 @@ pub struct Workspace {
     folder: OwnedFd,
     read_only: bool,
     books: Arc<Books>,
+    // The machine's own, and how large that may be.
+    disk: File,
+    limit: DiskBytes,
+    // The first of its servers.
+    server: Option<Server>,
 }
 
 /// A process that serves it.
@@ -47,17 +53,26 @@ struct Server {
 }
 
 impl Workspace {
-    /// Opens the folder. From here on it is that one, whatever its path leads to later.
-    pub fn open(lend: &Lend, books: Arc<Books>) -> anyhow::Result<Workspace> {
+    /// Opens the folder, and starts its server. From here on it is that one, whatever its path leads
+    /// to later. Must be called on the main thread.
+    pub fn open(
+        lend: &Lend,
+        books: Arc<Books>,
+        disk: File,
+        limit: DiskBytes,
+    ) -> anyhow::Result<Workspace> {
         let folder = aegis_workspace::open(&lend.path)
             .with_context(|| format!("its workspace {}", lend.path.display()))?;
-        Ok(Workspace { folder, read_only: lend.read_only, books })
+        let read_only = lend.read_only;
+        let mut workspace = Workspace { folder, read_only, books, disk, limit, server: None };
+        workspace.server = Some(workspace.start()?);
+        Ok(workspace)
     }
 
     /// Serves it to a machine, for as long as that lives. Must be called on the main thread.
-    pub async fn serve(self, relay: Relay) {
+    pub async fn serve(mut self, relay: Relay) {
         for _ in 0..SERVERS_MAX {
-            let mut server = match self.start() {
+            let mut server = match self.server.take().map_or_else(|| self.start(), Ok) {
                 Ok(server) => server,
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "no workspace");
@@ -78,7 +93,7 @@ impl Workspace {
 
     fn start(&self) -> anyhow::Result<Server> {
         let record = self.books.record();
-        let disk = File::open(&record.disk).context("the disk")?;
+        let disk = self.disk.try_clone()?;
         let book = File::options()
             .read(true)
             .write(true)
@@ -88,7 +103,7 @@ impl Workspace {
             .context("the workspace's count")?;
         let terms = Terms {
             read_only: self.read_only,
-            limit_bytes: disk.metadata()?.len(),
+            limit_bytes: self.limit.0,
             memory_bytes: record.memory_bytes,
             disk: disk.as_raw_fd(),
             book: book.as_raw_fd(),
