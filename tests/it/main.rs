@@ -33,3 +33,4 @@ mod tidy;
 mod tree;
 mod values;
 mod web;
+mod workspace;

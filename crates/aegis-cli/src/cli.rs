@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     audit, commit, cp, daemon, events, exec, files, guest, image, instance, invite, logs, mcp,
-    redeem, run, secret,
+    redeem, run, secret, workspace,
 };
 use crate::setup::SetupArgs;
 
@@ -111,6 +111,9 @@ pub enum Command {
     /// Secrets that machines get by name, or only a placeholder of
     #[command(subcommand)]
     Secret(secret::SecretCommand),
+    /// Folders of this host that machines have as /workspace
+    #[command(subcommand)]
+    Workspace(workspace::WorkspaceCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
     /// Show what happens on this host, or what has happened

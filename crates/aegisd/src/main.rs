@@ -24,6 +24,7 @@ mod router;
 mod tokens;
 mod watch;
 mod web;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::fs::File;

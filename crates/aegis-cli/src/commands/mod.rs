@@ -22,6 +22,7 @@ pub mod run;
 pub mod secret;
 pub mod shape;
 pub mod terminal;
+pub mod workspace;
 
 use clap::CommandFactory as _;
 use serde_json::Value;
@@ -63,6 +64,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,
         Command::Secret(command) => secret::run(ask, command).await,
+        Command::Workspace(command) => workspace::run(ask, command).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
         Command::Events(args) => events::events(ask, args).await,
         Command::Audit(command) => audit::run(ask, command).await,

@@ -15,6 +15,7 @@ mod secrets;
 mod stream;
 mod terminal;
 mod trace;
+mod workspaces;
 
 use std::io;
 use std::net::SocketAddr;
@@ -136,6 +137,7 @@ fn routes(state: State) -> Router {
         .merge(images::routes())
         .merge(commits::routes())
         .merge(secrets::routes())
+        .merge(workspaces::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))
