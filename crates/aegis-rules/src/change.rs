@@ -16,7 +16,7 @@ use crate::kill::{MachineEnd, Receipt};
 use crate::refusal::{Code, Refusal};
 use crate::request::AccessRequest;
 use crate::words::{
-    EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time, Usage,
+    EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time, Usage, Uuid,
 };
 
 /// One thing that is written, together with the others of its set or not at all.
@@ -97,6 +97,13 @@ pub enum Change {
     InstanceAbsorbed { id: InstanceId, usage: Usage },
     /// Its record is no longer needed.
     InstanceForgotten { id: InstanceId, at: Time },
+
+    /// A machine of it is about to be asked for, in another cloud.
+    VmIntended { id: InstanceId, at: Time },
+    /// That is its machine there.
+    VmClaimed { id: InstanceId, vm: Uuid, at: Time },
+    /// It has no machine there; `unclear_at` is when one was asked for of which nothing became known.
+    VmAbsent { id: InstanceId, unclear_at: Option<Time>, at: Time },
 
     /// Its machine has another capability token, of this name.
     InstanceToken { id: InstanceId, jti: String, at: Time },
@@ -264,6 +271,12 @@ impl Change {
                 &i.id,
                 created(i),
             ),
+            Change::VmClaimed { id, vm, .. } => {
+                instance("instance.vm.claimed", id, vec![("vmId", vm.to_string())])
+            }
+            Change::VmAbsent { id, unclear_at: Some(at), .. } => {
+                instance("instance.vm.unclear", id, vec![("askedAt", at.to_string())])
+            }
             Change::InstanceStarts { id, .. } => instance("instance.starting", id, vec![]),
             Change::InstanceRuns { id, boot_id, .. } => {
                 instance("instance.started", id, vec![("bootId", boot_id.clone())])
@@ -352,6 +365,8 @@ impl Change {
                 instance("llm.call", id, data)
             }
             Change::InstanceToken { .. }
+            | Change::VmIntended { .. }
+            | Change::VmAbsent { unclear_at: None, .. }
             | Change::TokensReserved { .. }
             | Change::InstanceAbsorbed { .. }
             | Change::InstancePort { .. }
@@ -406,6 +421,9 @@ impl Change {
             | Change::InstanceAbsorbed { id, .. }
             | Change::InstanceForgotten { id, .. }
             | Change::InstanceToken { id, .. }
+            | Change::VmIntended { id, .. }
+            | Change::VmClaimed { id, .. }
+            | Change::VmAbsent { id, .. }
             | Change::InstanceSecrets { id, .. }
             | Change::TokensReserved { id, .. }
             | Change::TokensSettled { id, .. }

@@ -23,6 +23,7 @@ use crate::capability::Capabilities;
 use crate::egress::Egress;
 use crate::given::Given;
 use crate::kill::MachineEnd;
+use crate::remote::Remote;
 use crate::words::{
     CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
     LlmTokens, MemoryMb, Port, Time, Tree, Usage,
@@ -265,6 +266,8 @@ pub struct Instance {
     pub parent: Option<InstanceId>,
     /// What it is made of.
     pub spec: Spec,
+    /// Its machine elsewhere, where it is not this host's.
+    pub remote: Option<Remote>,
     /// What it may do besides computing.
     pub capabilities: Capabilities,
     /// The most that it and all of its descendants together may hold and spend.
@@ -342,6 +345,7 @@ impl Instance {
             guest,
             parent,
             spec,
+            remote: None,
             capabilities: Capabilities::default(),
             envelope,
             egress: Egress::default(),
@@ -408,6 +412,14 @@ impl Instance {
     /// Whether it has ended, or is to end: then nothing may live below it.
     pub fn is_ending(&self) -> bool {
         matches!(self.wanted, Wanted::Stopped | Wanted::Gone)
+    }
+
+    /// What clients call its machine: the id, or what the cloud in which it is calls it.
+    pub fn vm_id(&self) -> String {
+        match self.remote.as_ref().and_then(|remote| remote.vm.as_ref()) {
+            Some(vm) => vm.to_string(),
+            None => self.id.to_string(),
+        }
     }
 
     /// Name for people: the handle, else the id.

@@ -123,6 +123,16 @@ word! {
         && s.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
+word! {
+    /// A UUID in its one form, lower case: how the vers cloud names its machines and commits.
+    Uuid, "id", "a UUID in lower case",
+    |s| s.len() == 36
+        && s.bytes().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
+        })
+}
+
 impl InstanceId {
     /// The instance id that carries this ULID.
     pub fn from_ulid_text(ulid: &str) -> Result<InstanceId, BadWord> {
@@ -244,6 +254,10 @@ mod tests {
         assert!("inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse::<InstanceId>().is_ok());
         for bad in ["inst-", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "inst-01arz3ndektsv4rrffq69g5fav"] {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
+        }
+        assert!("0b9cf0ad-8d4e-4a4b-9c4b-3f3d1f0a6a01".parse::<Uuid>().is_ok());
+        for bad in ["", "0b9cf0ad", "0B9CF0AD-8D4E-4A4B-9C4B-3F3D1F0A6A01"] {
+            assert!(bad.parse::<Uuid>().is_err(), "{bad}");
         }
         assert!("../x".parse::<ImageRef>().is_err());
         assert!("a/../x".parse::<ImageRef>().is_err());

@@ -240,6 +240,9 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceCleared { at, .. }
         | Change::InstanceForgotten { at, .. }
         | Change::InstanceToken { at, .. }
+        | Change::VmIntended { at, .. }
+        | Change::VmClaimed { at, .. }
+        | Change::VmAbsent { at, .. }
         | Change::InstanceSecrets { at, .. }
         | Change::TokensReserved { at, .. }
         | Change::TokensSettled { at, .. }
