@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use aegis_wire::vers::{AUTH_TEXT, AppError, FORBIDDEN, VmId};
+use aegis_wire::vers::{AppError, FORBIDDEN, VmId};
 use aegis_wire::words::Uuid;
 use serde::de::DeserializeOwned;
 
@@ -205,6 +205,8 @@ fn said(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aegis_wire::vers::AUTH_TEXT;
+
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer {

@@ -117,7 +117,7 @@ impl Client {
     /// Stops a machine's clock, lets it go on, or wakes it.
     pub async fn set_state(&self, vm: &Uuid, state: WrittenState) -> Result<(), Failure> {
         let body = to_json(&SetState { state });
-        self.judge(Method::PATCH, &format!("/vm/{vm}/state"), Some(body)).await
+        self.judge(Method::PATCH, &format!("/vm/{vm}/state?skip_wait_boot=true"), Some(body)).await
     }
 
     /// Sets a machine's labels, all of them.
@@ -128,7 +128,8 @@ impl Client {
 
     /// Ends a machine. Whether it is gone a list must show afterwards.
     pub async fn delete(&self, vm: &Uuid) -> Result<(), Failure> {
-        let path = format!("/vm/{vm}");
+        // Nobody waits for a machine to come up that is to end.
+        let path = format!("/vm/{vm}?skip_wait_boot=true");
         for woken in [false, true] {
             let answer = self.ask(Method::DELETE, &path, None).await?;
             match answer::deleted(&answer)? {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use aegis_rules::invite::SecretHash;
-use aegis_wire::words::{GuestId, InstanceId, InviteCode, InviteId, Time};
+use aegis_wire::words::{GuestId, InstanceId, InviteCode, InviteId, Time, Uuid};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -143,9 +143,7 @@ pub fn uuid() -> io::Result<String> {
     let mut b = random::<16>()?;
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
-    let hex = aegis_rules::audit::hex(&b);
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    Ok(format!("{a}-{b}-{c}-{d}-{e}"))
+    Ok(Uuid::from_bytes(b).to_string())
 }
 
 /// Reads a secret file, or makes it (0600, synced) when there is none.
