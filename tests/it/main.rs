@@ -30,4 +30,5 @@ mod terminal;
 mod tidy;
 mod tree;
 mod values;
+mod vers;
 mod web;

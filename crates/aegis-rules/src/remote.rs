@@ -14,6 +14,8 @@ use std::collections::BTreeSet;
 
 use crate::change::Change;
 use crate::instance::{Instance, InstanceState};
+use crate::invite;
+use crate::refusal::{Code, Refusal};
 use crate::words::{DurationMs, InstanceId, Time, Uuid};
 
 /// The cloud's clock may differ from ours by so much.
@@ -116,12 +118,8 @@ pub fn reconcile(
 }
 
 /// Machines that are ours and that no record claims: nobody would ever end them. Asked while no create
-/// is under way. `golden` says which commit a record's machine comes from.
-pub fn strays(
-    records: &[Instance],
-    golden: impl Fn(&Instance) -> Option<Uuid>,
-    seen: &[Sighting],
-) -> Vec<Uuid> {
+/// is under way.
+pub fn strays(records: &[Instance], seen: &[Sighting]) -> Vec<Uuid> {
     let claimed = claimed(records);
     let intends = |i: &&Instance| {
         i.remote.as_ref().is_some_and(|r| r.vm.is_none() && r.intended_at.is_some())
@@ -152,6 +150,41 @@ pub fn may_be_stray(records: &[Instance], seen: &Sighting) -> bool {
 pub fn claimed(records: &[Instance]) -> BTreeSet<Uuid> {
     let live = records.iter().filter(|i| i.state != InstanceState::Gone);
     live.filter_map(|i| i.remote.as_ref()?.vm.clone()).collect()
+}
+
+/// Refuses an invite of which something can't be held in another cloud: a promise that nobody enforces
+/// is none.
+pub fn admits(ask: &invite::Create) -> Result<(), Refusal> {
+    let (may, offer) = (&ask.permissions, &ask.offer);
+    let no = |field: &str, what: &str| {
+        let message = format!("{field}: in the vers cloud {what}");
+        let mut refusal = Refusal::new(Code::NotEnforceable, message);
+        refusal.field = Some(field.to_owned());
+        Err(refusal.hint("leave it out, or lend a machine of this host"))
+    };
+    if !may.internet {
+        return no("permissions.canAccessInternet", "machines are always on the internet");
+    }
+    if may.spawn {
+        return no("permissions.canSpawnSubAgents", "machines can't make machines of their own");
+    }
+    if may.host_services {
+        return no("permissions.canAccessHostServices", "machines reach nothing of this host");
+    }
+    if offer.egress_allow.is_some() {
+        return no("egressAllow", "machines reach whatever they like");
+    }
+    let golden: Option<Result<Uuid, _>> = offer.golden.as_ref().map(|g| g.as_str().parse());
+    match golden {
+        Some(Err(_)) => Err(Refusal::field("golden", "the id of a commit in the vers cloud")),
+        _ => Ok(()),
+    }
+}
+
+/// The commit that a record's machine comes from.
+pub fn golden(instance: &Instance) -> Option<Uuid> {
+    instance.remote.as_ref()?;
+    instance.spec.image.as_str().parse().ok()
 }
 
 /// Writes the intent to have a machine made; `None` where one is, or may be, there already.

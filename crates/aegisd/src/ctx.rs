@@ -10,6 +10,7 @@ use aegis_rules::instance::Instance;
 use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
+use crate::cloud::Cloud;
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
@@ -26,6 +27,8 @@ pub struct Ctx {
     pub clock: Clock,
     /// The memory.
     pub ledger: Ledger,
+    /// The account in another cloud, if there is one.
+    pub cloud: Option<Cloud>,
     /// Follows directories.
     pub watch: Watch,
     /// Which sizes of machines trees have asked for.

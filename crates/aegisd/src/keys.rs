@@ -47,6 +47,7 @@ impl Key {
 pub struct Keys {
     invite_codes: Key,
     guest_tokens: Key,
+    cloud_marks: Key,
     host_token: SecretHash,
     /// Seals secrets.
     pub vault: Vault,
@@ -76,6 +77,7 @@ impl Keys {
         Ok(Keys {
             invite_codes: Key::derive(&master, b"aegis invite code v1"),
             guest_tokens: Key::derive(&master, b"aegis guest token v1"),
+            cloud_marks: Key::derive(&master, b"aegis cloud mark v1"),
             host_token: hash(&token),
             vault: Vault::new(
                 &Key::derive(&master, b"aegis secret store v1").0,
@@ -97,6 +99,11 @@ impl Keys {
     /// The token of a guest: `guest_` and base64url of 32 bytes.
     pub fn guest_token(&self, id: &GuestId) -> String {
         format!("guest_{}", URL_SAFE_NO_PAD.encode(self.guest_tokens.mac(id.as_str())))
+    }
+
+    /// Tells this daemon's machines in a cloud from those of others; no secret.
+    pub fn cloud_mark(&self) -> String {
+        aegis_rules::audit::hex(&self.cloud_marks.mac("vers")[..8])
     }
 
     /// Whether this is the host's token; takes the same time for any wrong one.

@@ -8,6 +8,7 @@
 mod app;
 mod broker;
 mod clock;
+mod cloud;
 mod config;
 mod ctx;
 mod doors;
@@ -61,7 +62,7 @@ struct Args {
     /// Serve host routes without a token; only on a loopback address
     #[arg(long)]
     no_auth: bool,
-    /// Who makes guests' machines: local or manual
+    /// Who makes guests' machines: local, manual or vers
     #[arg(long, value_name = "WORD")]
     provisioner: Option<String>,
 }
@@ -143,6 +144,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clock = Clock::start();
     let keys = keys::Keys::open(&config.home).context("cannot open the keys")?;
     let ledger = ledger::Ledger::open(&data.join("ledger.db")).context("cannot open the ledger")?;
+    let cloud = match config.vers.clone() {
+        Some(vers) => Some(cloud::Cloud::open(vers, &keys)?),
+        None => None,
+    };
     let listeners = doors::bind(&config).await?;
     let listen = listeners.address;
     let probe = match lifecycle::probe(&config.machines.programs.join("aegis-worker")).await {
@@ -156,7 +161,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (meters, sizes) = (Meters::default(), Sizes::default());
     let watch = watch::Watch::default();
     let metrics = metrics::Metrics::default();
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, sizes, meters, metrics });
+    let ctx = Arc::new(Ctx { config, keys, clock, ledger, cloud, watch, sizes, meters, metrics });
     let router = Router::default();
     app::llm::settle_lost(&ctx).await.context("cannot settle the calls of before")?;
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
@@ -166,6 +171,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
+    let cloud_sweeper = tokio::spawn(lifecycle::sweep_cloud(Arc::clone(&ctx)));
     let follower = tokio::spawn(lifecycle.clone().follow());
     let by_name = web::bind(ctx.config.by_name).await;
     let named_at = by_name.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -192,7 +198,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping; machines go on");
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
-    for task in [sweeper, follower, broker, hatch, by_name] {
+    for task in [sweeper, cloud_sweeper, follower, broker, hatch, by_name] {
         task.abort();
     }
     pool.close().await;

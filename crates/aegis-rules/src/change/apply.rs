@@ -83,6 +83,10 @@ impl Instance {
                 // Gone is final: no later wish takes it back.
                 if self.wanted != Wanted::Gone {
                     self.wanted = *wanted;
+                    if *wanted == Wanted::Gone {
+                        // What was wrong before is nothing that resists its end.
+                        self.last_error = None;
+                    }
                 }
                 self.retry_at = None;
                 self.updated_at = *at;

@@ -14,7 +14,7 @@ fn uuid(n: u64) -> Uuid {
     format!("00000000-0000-4000-8000-{n:012x}").parse().unwrap()
 }
 
-fn golden() -> Uuid {
+fn commit() -> Uuid {
     uuid(0xffff)
 }
 
@@ -74,6 +74,7 @@ impl Cloud {
             let tree = Tree::Instance(id.clone());
             let mut record = Instance::new(id, tree, None, None, Spec::example(), Time(0));
             record.remote = Some(Remote::default());
+            record.spec.image = commit().as_str().parse().unwrap();
             record
         };
         Cloud {
@@ -99,7 +100,7 @@ impl Cloud {
         let (due, later): (Vec<_>, Vec<_>) = self.coming.drain(..).partition(|c| c.0 <= self.now);
         self.coming = later;
         for (at, vm) in due {
-            let (created_at, parent) = (Some(at), Some(golden()));
+            let (created_at, parent) = (Some(at), Some(commit()));
             self.vms.push(Sighting { vm, created_at, label: Label::None, parent });
         }
     }
@@ -121,7 +122,7 @@ impl Cloud {
         }
         match answer {
             Answer::Made => {
-                let vm = self.make(Label::None, golden());
+                let vm = self.make(Label::None, commit());
                 let claim = claim(&self.records[i], &claimed(&self.records), &vm, self.now);
                 assert!(self.write(i, claim), "a fresh machine is nobody's");
             }
@@ -131,7 +132,7 @@ impl Cloud {
             }
             Answer::Unclear(None) => {}
             Answer::Unclear(Some(0)) | Answer::CrashBeforeClaim => {
-                self.make(Label::None, golden());
+                self.make(Label::None, commit());
             }
             Answer::Unclear(Some(seconds)) => {
                 self.made += 1;
@@ -151,7 +152,7 @@ impl Cloud {
         let record = self.records[i].clone();
         let Some(at) = record.remote.as_ref().and_then(|r| r.intended_at) else { return };
         let taken = claimed(&self.records);
-        match reconcile(&record.id, at, &golden(), &taken, &self.vms, WITHIN, self.now) {
+        match reconcile(&record.id, at, &commit(), &taken, &self.vms, WITHIN, self.now) {
             Verdict::Adopt(vm) => {
                 assert!(!self.foreign.contains(&vm), "another's machine was taken");
                 let claim = claim(&record, &taken, &vm, self.now);
@@ -174,7 +175,7 @@ impl Cloud {
     }
 
     fn sweep(&mut self) {
-        let found = strays(&self.records, |_| Some(golden()), &self.vms);
+        let found = strays(&self.records, &self.vms);
         let taken = claimed(&self.records);
         for vm in &found {
             assert!(!self.foreign.contains(vm), "another's machine was removed");
@@ -194,7 +195,7 @@ impl Cloud {
             Happens::Foreign(labelled) => {
                 // One of our commit that somebody labelled, or one of another commit.
                 let vm = if labelled {
-                    self.make(Label::Foreign, golden())
+                    self.make(Label::Foreign, commit())
                 } else {
                     self.make(Label::None, uuid(0xeeee))
                 };
@@ -233,7 +234,7 @@ fn what_is_not_there_yet_is_waited_for() {
     let id: InstanceId = "inst-01ARZ3NDEKTSV4RRFFQ69G5FA0".parse().unwrap();
     let at = Time(1_000_000);
     let look = |seen: &[Sighting], now| {
-        reconcile(&id, at, &golden(), &BTreeSet::new(), seen, WITHIN, Time(now))
+        reconcile(&id, at, &commit(), &BTreeSet::new(), seen, WITHIN, Time(now))
     };
     let vm = |created_at, label, parent| Sighting {
         vm: uuid(1),
@@ -244,15 +245,15 @@ fn what_is_not_there_yet_is_waited_for() {
     assert_eq!(look(&[], 1_000_001), Verdict::Wait(Time(1_090_000)));
     assert_eq!(look(&[], 1_090_000), Verdict::Absent);
     let adopted = Verdict::Adopt(uuid(1));
-    assert_eq!(look(&[vm(1_000_500, Label::None, golden())], 1_090_000), adopted);
+    assert_eq!(look(&[vm(1_000_500, Label::None, commit())], 1_090_000), adopted);
     // Its label says more than its time.
-    assert_eq!(look(&[vm(1, Label::Ours(Some(id.clone())), golden())], 1_090_000), adopted);
+    assert_eq!(look(&[vm(1, Label::Ours(Some(id.clone())), commit())], 1_090_000), adopted);
     for other in [
-        vm(900_000, Label::None, golden()),
-        vm(1_200_000, Label::None, golden()),
+        vm(900_000, Label::None, commit()),
+        vm(1_200_000, Label::None, commit()),
         vm(1_000_500, Label::None, uuid(9)),
-        vm(1_000_500, Label::Foreign, golden()),
-        vm(1_000_500, Label::Ours(None), golden()),
+        vm(1_000_500, Label::Foreign, commit()),
+        vm(1_000_500, Label::Ours(None), commit()),
     ] {
         assert_eq!(look(std::slice::from_ref(&other), 1_090_000), Verdict::Absent, "{other:?}");
     }

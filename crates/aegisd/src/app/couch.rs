@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aegis_rules::capacity::{self, Need};
+use aegis_rules::given::Given;
 use aegis_rules::guest::{self, Guest, GuestStatus, ReportedUsage};
 use aegis_rules::instance::{Expose, IdlePolicy, Protocol, Spec};
 use aegis_rules::invite::{self, Fresh, Invite, InviteStatus, Redeem, Redeemed};
@@ -22,6 +23,9 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
     if let (Some(image), ProvisionerKind::Local) = (&ask.offer.golden, app.ctx.config.provisioner) {
         super::images::check(&app.ctx.config, "golden", image)?;
     }
+    if app.ctx.config.provisioner == ProvisionerKind::Vers {
+        aegis_rules::remote::admits(&ask)?;
+    }
     let now = app.ctx.now();
     let id = keys::invite_id(now)?;
     let code = hash(app.ctx.keys.invite_code(&id).as_str());
@@ -29,7 +33,8 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
     app.ctx.ledger.write("host", move |_| Ok((invite::create(ask, copy, code, now), ()))).await?;
     let invite = stored_invite(app, &id)?;
     // Whoever redeems it shall not wait for what can be made before.
-    if let Some(spec) = spec(&app.ctx.config, &invite, None) {
+    let here = app.ctx.config.provisioner == ProvisionerKind::Local;
+    if let Some(spec) = spec(&app.ctx.config, &invite, None).filter(|_| here) {
         app.lifecycle.expect(&spec);
     }
     Ok(invite)
@@ -98,8 +103,11 @@ pub async fn redeem(
                 None => None,
             };
             let spec = invite.as_ref().and_then(|i| spec(&ctx.config, i, ask.public_key.as_ref()));
-            let need = spec.as_ref().map(Need::of);
-            match invite::redeem(invite.as_ref(), earlier.as_ref(), ask, spec, fresh, now)? {
+            let in_vers = ctx.config.provisioner == ProvisionerKind::Vers;
+            let need = spec.as_ref().filter(|_| !in_vers).map(Need::of);
+            let redeemed =
+                invite::redeem(invite.as_ref(), earlier.as_ref(), ask, spec, fresh, now)?;
+            match if in_vers { redeemed.in_vers() } else { redeemed } {
                 Redeemed::New { changes, guest } => {
                     if let Some(need) = need {
                         // After the redeem was judged: who comes with a bad code learns that first.
@@ -120,8 +128,10 @@ pub async fn redeem(
 
 /// The machine that an invite becomes; none where guests are activated by hand.
 fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spec> {
-    if config.provisioner == ProvisionerKind::Manual {
-        return None;
+    match config.provisioner {
+        ProvisionerKind::Local => {}
+        ProvisionerKind::Manual => return None,
+        ProvisionerKind::Vers => return spec_in_vers(config, invite),
     }
     let agent_port = invite
         .offer
@@ -148,6 +158,27 @@ fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spe
         idle_policy: IdlePolicy::LeaveRunning,
         authorized_key: key.map(|k| k.as_str().to_owned()),
         given: invite.root_given(),
+    })
+}
+
+/// What is known here of a machine in the vers cloud: its commit. Its size comes with that.
+fn spec_in_vers(config: &Config, invite: &Invite) -> Option<Spec> {
+    let golden = || config.vers.as_ref()?.golden.as_ref()?.as_str().parse().ok();
+    let (cpu, memory, disk) = invite.root_size();
+    Some(Spec {
+        handle: None,
+        image: invite.offer.golden.clone().or_else(golden)?,
+        command: Vec::new(),
+        env: BTreeMap::new(),
+        cwd: None,
+        cpu,
+        memory,
+        disk,
+        exposes: Vec::new(),
+        await_port: None,
+        idle_policy: IdlePolicy::LeaveRunning,
+        authorized_key: None,
+        given: Given::default(),
     })
 }
 
