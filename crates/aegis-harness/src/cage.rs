@@ -3,10 +3,15 @@
 //! and then harms its own machine alone.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+/// How long processes may take to stand still: one in the kernel's hands does so when it is back.
+const HOLD_DEADLINE: Duration = Duration::from_secs(5);
 /// Where cgroup v2 is mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
 const NAME: &str = "user";
@@ -55,6 +60,38 @@ impl Cage {
     /// Forbids new processes inside.
     pub fn close(&self) {
         self.set("pids.max", 0);
+    }
+
+    /// Has all processes inside stand still; returns when they do. Blocks.
+    pub fn hold(&self) -> io::Result<()> {
+        // Opened before: what happens after is not missed.
+        let mut events = fs::File::open(self.path.join("cgroup.events"))?;
+        fs::write(self.path.join("cgroup.freeze"), "1")?;
+        let deadline = Instant::now() + HOLD_DEADLINE;
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if text.lines().any(|line| line == "frozen 1") {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            // The kernel says by this that the file has changed.
+            let mut files = [PollFd::new(&events, PollFlags::PRI)];
+            if rustix::event::poll(&mut files, Some(&left))? == 0 {
+                self.release()?;
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "a process does not stand still",
+                ));
+            }
+        }
+    }
+
+    /// Lets them go on.
+    pub fn release(&self) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.freeze"), "0")
     }
 
     /// What a process is born into.

@@ -32,6 +32,9 @@ impl Handler for Calls {
             method::SHUTDOWN => self.shutdown(parse(params)?).await,
             method::SET_TIME => set_time(parse(params)?),
             method::RENEW_TOKEN => self.renew_token(parse(params)?),
+            method::SYNC => self.0.sync().await.map(|()| json!({})),
+            method::HOLD => self.0.hold().await.map(|()| json!({})),
+            method::ADOPT => told(&self.0.adopt(parse(params)?).await?),
             method::QUIESCE => warm::quiesce(&self.0).await.map(|()| json!({})),
             method::WARM => warm::again(&self.0, parse(params)?).await.map(|()| json!({})),
             _ => Err(RpcError::new(CODE_METHOD, format!("{name:.40} is not a method"))),
@@ -54,10 +57,7 @@ impl Calls {
     async fn identify(&self, ask: Identify) -> Answer {
         let based = self.0.begin_identify()?;
         let (identified, own) =
-            identity::take(&self.0, ask, based).await.map_err(|failed| match failed {
-                identity::Failed::Params(_) => RpcError::new(CODE_PARAMS, failed.to_string()),
-                _ => internal(&failed),
-            })?;
+            identity::take(&self.0, ask, based).await.map_err(|failed| failed.answer())?;
         self.0.finish_identify(identified.boot_id.clone(), own)?;
         told(&identified)
     }

@@ -1,10 +1,13 @@
 //! `identify`: what makes a clone itself. No user code runs before it is done.
 
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_PARAMS, RpcError};
 use aegis_wire::channel::{Identified, Identify};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,8 +15,9 @@ use rustix::time::{ClockId, Timespec};
 
 use crate::disks::Disks;
 use crate::machine::Machine;
+use crate::note::note;
 use crate::root::{self, Names};
-use crate::{disks, sys};
+use crate::{disks, net, sys};
 
 /// How long the host's new size of the disk may take to arrive.
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,6 +51,17 @@ pub enum Failed {
     },
 }
 
+impl Failed {
+    /// As the host hears it.
+    pub fn answer(&self) -> RpcError {
+        let code = match self {
+            Failed::Params(_) => CODE_PARAMS,
+            _ => CODE_INTERNAL,
+        };
+        RpcError::new(code, self.to_string())
+    }
+}
+
 fn system(what: &'static str) -> impl Fn(io::Error) -> Failed {
     move |source| Failed::System { what, source }
 }
@@ -68,14 +83,7 @@ pub async fn take(
     ask: Identify,
     based: Option<Disks>,
 ) -> Result<(Identified, OwnedFd), Failed> {
-    let entropy = check(&ask)?;
-    set_clock(ask.unix_ns).map_err(system("clock"))?;
-    sys::reseed(&entropy).map_err(system("randomness"))?;
-    rustix::system::sethostname(ask.hostname.as_bytes())
-        .map_err(|e| system("host name")(e.into()))?;
-    if let Some(mut file) = machine.boot_id.as_ref() {
-        file.write_all(format!("{}\n", ask.boot_id).as_bytes()).map_err(system("boot id"))?;
-    }
+    tell_kernel(machine, &ask)?;
     let new_base = based.is_none();
     let found = match based {
         Some(disks) => disks,
@@ -86,10 +94,7 @@ pub async fn take(
     if machine.uevents.until(DISK_DEADLINE, grown).await.is_none() {
         return Err(Failed::Disk { shown: found.own.bytes(), wanted });
     }
-    let identified = Identified {
-        boot_id: ask.boot_id.clone(),
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-    };
+    let identified = identified(&ask);
     let assemble = move || {
         if new_base {
             root::mount_base(&found)?;
@@ -99,6 +104,44 @@ pub async fn take(
     };
     let own = machine.hands.run(assemble).await.and_then(|done| done).map_err(system("root"))?;
     Ok((identified, own))
+}
+
+/// Gives a machine that is a copy of another one clock, randomness and names of its own.
+pub async fn change(machine: &Arc<Machine>, ask: Identify) -> Result<Identified, Failed> {
+    let old = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    tell_kernel(machine, &ask)?;
+    let identified = identified(&ask);
+    let rename = move || {
+        let names = Names { hostname: &ask.hostname, machine_id: &ask.machine_id };
+        File::open("/").map(|root| root::rename(&root.into(), &old, &names))
+    };
+    machine.hands.run(rename).await.and_then(|done| done).map_err(system("names"))?;
+    Ok(identified)
+}
+
+fn identified(ask: &Identify) -> Identified {
+    Identified {
+        boot_id: ask.boot_id.clone(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+    }
+}
+
+/// All of an identity that the kernel holds.
+fn tell_kernel(machine: &Arc<Machine>, ask: &Identify) -> Result<(), Failed> {
+    let entropy = check(ask)?;
+    set_clock(ask.unix_ns).map_err(system("clock"))?;
+    sys::reseed(&entropy).map_err(system("randomness"))?;
+    rustix::system::sethostname(ask.hostname.as_bytes())
+        .map_err(|e| system("host name")(e.into()))?;
+    if let Some(file) = machine.boot_id.as_ref() {
+        // All are of one length: nothing of an earlier one is left.
+        file.write_all_at(format!("{}\n", ask.boot_id).as_bytes(), 0).map_err(system("boot id"))?;
+    }
+    // A machine without a card has no address.
+    if let Err(e) = net::set_address(ask.mac) {
+        note(&format!("address of the card: {e}"));
+    }
+    Ok(())
 }
 
 fn check(ask: &Identify) -> Result<[u8; sys::ENTROPY_LEN], Failed> {
@@ -131,6 +174,7 @@ mod tests {
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             boot_id: "0c0ffee0-0000-4000-8000-000000000001".to_owned(),
             disk_bytes: 0,
+            mac: [2, 0, 0, 0, 0, 1],
         }
     }
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aegis_wire::bounds::STREAMS_MAX;
-use aegis_wire::channel::rpc::{CODE_CONFLICT, RpcError};
-use aegis_wire::channel::{ExecStart, ProcessExit, Run};
+use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
+use aegis_wire::channel::{Adopt, ExecStart, Identified, ProcessExit, Run};
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, watch};
@@ -23,7 +23,7 @@ use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
 use crate::user::{self, User};
-use crate::{primary, trust};
+use crate::{identity, primary, trust};
 
 /// The machine as its harness sees it.
 pub struct Machine {
@@ -59,6 +59,8 @@ enum Phase {
     Itself,
     /// The primary process was started.
     Running,
+    /// A copy of a machine that runs: nothing goes on before it is itself.
+    Held,
     /// `shutdown` was asked for; nothing starts any more.
     Ending,
 }
@@ -182,6 +184,52 @@ impl Machine {
         Ok(pid)
     }
 
+    /// Has everything but the harness stand still, until [`Machine::adopt`].
+    pub async fn hold(&self) -> Result<(), RpcError> {
+        self.lock().step(Phase::Running, Phase::Held)?;
+        let held = match self.starter.cage.clone() {
+            Some(cage) => self.hands.run(move || cage.hold()).await.and_then(|held| held),
+            None => Err(io::Error::other("there is no cgroup of its processes")),
+        };
+        held.map_err(|e| {
+            // Nobody else leads out of this phase but the end.
+            let _ = self.lock().step(Phase::Held, Phase::Running);
+            RpcError::new(CODE_INTERNAL, format!("its processes can't be held: {e}"))
+        })
+    }
+
+    /// Makes a copy that was held itself; its processes go on.
+    pub async fn adopt(self: &Arc<Machine>, adopt: Adopt) -> Result<Identified, RpcError> {
+        self.lock().step(Phase::Held, Phase::Held)?;
+        let identified = identity::change(self, adopt.identity).await.map_err(|e| e.answer())?;
+        let mut env = self.trust(adopt.ca_certificate).await;
+        env.extend(adopt.env);
+        if let Some(key) = &adopt.authorized_key {
+            authorize(key);
+        }
+        self.guest.hold(adopt.capability_token);
+        {
+            let mut life = self.lock();
+            life.boot_id.clone_from(&identified.boot_id);
+            if let Some(primary) = &mut life.primary {
+                primary.environment.extend(env);
+            }
+            life.step(Phase::Held, Phase::Running)?;
+        }
+        let released = self.starter.cage.as_ref().map_or(Ok(()), |cage| cage.release());
+        released.map_err(|e| RpcError::new(CODE_INTERNAL, format!("it does not go on: {e}")))?;
+        Ok(identified)
+    }
+
+    /// What was written reaches the disk.
+    pub async fn sync(&self) -> Result<(), RpcError> {
+        let own = self.lock().own.clone();
+        let Some(own) = own else { return Ok(()) };
+        let done = self.hands.run(move || rustix::fs::syncfs(own)).await;
+        done.and_then(|synced| Ok(synced?))
+            .map_err(|e| RpcError::new(CODE_INTERNAL, format!("its disk can't be synced: {e}")))
+    }
+
     /// Makes this machine trust a certificate, or none any more; what of it is said to processes.
     async fn trust(&self, certificate: Option<String>) -> BTreeMap<String, String> {
         let work =
@@ -226,7 +274,14 @@ impl Machine {
     /// Forbids every later start; gives the disk that is to be made clean.
     pub fn begin_end(&self) -> Option<Arc<OwnedFd>> {
         let mut life = self.lock();
+        let held = life.phase == Phase::Held;
         life.phase = Phase::Ending;
+        if held && let Some(cage) = &self.starter.cage {
+            // Who stands still can't end in order.
+            if let Err(e) = cage.release() {
+                note(&format!("a copy's end: {e}"));
+            }
+        }
         life.own.clone()
     }
 
@@ -251,6 +306,7 @@ fn conflict(phase: Phase) -> RpcError {
         Phase::Identifying => "it is being identified, or that failed",
         Phase::Itself => "it has an identity already",
         Phase::Running => "its primary process was started already",
+        Phase::Held => "it is a copy that stands still",
         Phase::Ending => "it is shutting down",
     };
     RpcError::new(CODE_CONFLICT, text)

@@ -1,7 +1,7 @@
 //! The machine's only link: `eth0` towards the gateway of its worker (contracts/aegis.md 9).
 //!
-//! Every machine is alone on its link, so that all have the same addresses and a clone has nothing
-//! to change. What it may reach is decided behind the gateway, never here.
+//! Every machine is alone on its link, so that all have the same IP addresses and a clone changes
+//! only that of its card. What it may reach is decided behind the gateway, never here.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,19 +38,11 @@ mod kernel {
 
 /// Gives the card its addresses and the way to the gateway.
 pub fn up() -> io::Result<()> {
-    let index: u32 = std::fs::read_to_string(format!("/sys/class/net/{NAME}/ifindex"))?
-        .trim()
-        .parse()
-        .map_err(io::Error::other)?;
+    let index = index()?;
     // What the gateway would have to say about addresses is known.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{NAME}/accept_ra"), "0");
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    ask(&socket, kernel::NEW_LINK, 0, &link_up(index))?;
+    let socket = socket()?;
+    ask(&socket, kernel::NEW_LINK, 0, &link(index, kernel::UP))?;
     let (guest4, guest6) = GUEST;
     let (gateway4, gateway6) = GATEWAY;
     for (own, gateway) in
@@ -62,17 +54,34 @@ pub fn up() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the card an address of its own.
+pub fn set_address(mac: [u8; 6]) -> io::Result<()> {
+    let mut body = link(index()?, 0);
+    attribute(&mut body, kernel::ADDRESS, &mac);
+    ask(&socket()?, kernel::NEW_LINK, 0, &body)
+}
+
+fn index() -> io::Result<u32> {
+    let text = std::fs::read_to_string(format!("/sys/class/net/{NAME}/ifindex"))?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
 /// What `/etc/resolv.conf` says.
 pub fn resolv_conf() -> String {
     format!("nameserver {}\n", GATEWAY.0)
 }
 
-/// `struct ifinfomsg`
-fn link_up(index: u32) -> Vec<u8> {
+/// `struct ifinfomsg`: the flags that are to be set.
+fn link(index: u32, flags: u32) -> Vec<u8> {
     let mut body = vec![0; 4];
     body.extend(index.to_ne_bytes());
-    body.extend(kernel::UP.to_ne_bytes());
-    body.extend(kernel::UP.to_ne_bytes());
+    body.extend(flags.to_ne_bytes());
+    body.extend(flags.to_ne_bytes());
     body
 }
 

@@ -12,7 +12,7 @@ use rustix::mount::{
 };
 
 use crate::disks::Disks;
-use crate::{net, sys};
+use crate::{net, sys, trust};
 
 /// Where the read-only base is mounted before the root changes.
 pub const BASE: &str = "/base";
@@ -111,6 +111,24 @@ fn write_names(own: &OwnedFd, names: &Names<'_>) {
     for (name, text) in texts {
         if let Err(e) = write_below(own, &format!("upper/etc/{name}"), text.as_bytes()) {
             crate::note::note(&format!("/etc/{name}: {e}"));
+        }
+    }
+}
+
+/// Writes the names of a machine that was another one, called `old`, into its root; what its user made
+/// of them stays.
+pub fn rename(root: &OwnedFd, old: &str, names: &Names<'_>) {
+    let Names { hostname, machine_id } = names;
+    let mut texts = vec![
+        ("etc/hostname", format!("{hostname}\n")),
+        ("etc/machine-id", format!("{machine_id}\n")),
+    ];
+    if trust::read(root, "etc/hosts").is_ok_and(|now| now == hosts(old).as_bytes()) {
+        texts.push(("etc/hosts", hosts(hostname)));
+    }
+    for (path, text) in texts {
+        if let Err(e) = write_below(root, path, text.as_bytes()) {
+            crate::note::note(&format!("/{path}: {e}"));
         }
     }
 }

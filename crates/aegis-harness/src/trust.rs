@@ -67,7 +67,7 @@ fn write(root: &OwnedFd, certificate: &str) -> io::Result<()> {
 }
 
 /// A file of the image, wherever links lead inside of it; nothing that has no end.
-fn read(root: &OwnedFd, path: &str) -> io::Result<Vec<u8>> {
+pub fn read(root: &OwnedFd, path: &str) -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
     let file = File::from(rustix::fs::openat2(root, path, flags, Mode::empty(), inside)?);

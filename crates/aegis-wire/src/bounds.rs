@@ -139,6 +139,8 @@ pub const LLM_DEADLINE: Duration = Duration::from_secs(600);
 pub const IDENTIFY_DEADLINE: Duration = Duration::from_secs(20);
 /// Cold boot of a golden machine, up to its quiesced state.
 pub const GOLDEN_DEADLINE: Duration = Duration::from_secs(240);
+/// A commit, from the ask to all of it on the host's disk: it reads all that the machine has written.
+pub const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
 /// One ordinary JSON-RPC call on the channel.
 pub const RPC_DEADLINE: Duration = Duration::from_secs(15);
 /// Head of a guest API request, also on an idle connection; and its body.

@@ -94,9 +94,32 @@ pub struct Identify {
     pub boot_id: String,
     /// Bytes that the writable disk must show; the harness waits for the resize to arrive.
     pub disk_bytes: u64,
+    /// Address of its card.
+    pub mac: [u8; 6],
 }
 
-/// Answer to `identify`.
+/// `adopt`: makes a machine that went on from a commit itself: it was a copy of another one, and all
+/// its processes but the harness stand still since [`method::HOLD`]. They go on with the answer, an
+/// [`Identified`]; what they remember of their environment stays as it was.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Adopt {
+    /// Clock, randomness, names. The disk came with the commit: its size is not waited for.
+    pub identity: Identify,
+    /// Environment of commands that start from now on, over that of the primary process.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// As in [`Run`]: the one that was held before is forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability_token: Option<String>,
+    /// As in [`Run`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorized_key: Option<String>,
+    /// As in [`Run`]; absent, the one of before is trusted no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_certificate: Option<String>,
+}
+
+/// Answer to `identify` and to `adopt`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Identified {
     /// The boot id that processes inside see.
@@ -211,6 +234,13 @@ pub mod method {
     pub const HEALTH: &str = "health";
     /// Only in a golden machine: warms caches, unmounts what must not be in a snapshot. → `{}`
     pub const QUIESCE: &str = "quiesce";
+    /// no params → `{}`: what was written reaches the disk.
+    pub const SYNC: &str = "sync";
+    /// no params → `{}`; only in a copy that nobody sees: everything but the harness stands still,
+    /// until [`ADOPT`].
+    pub const HOLD: &str = "hold";
+    /// [`super::Adopt`] → [`super::Identified`]; only after [`HOLD`].
+    pub const ADOPT: &str = "adopt";
     /// [`super::Warm`] → `{}`; only in a machine without an identity.
     pub const WARM: &str = "warm";
     /// Notification of the machine: [`super::ProcessExit`] of the primary process.

@@ -69,6 +69,15 @@ pub enum Request {
     /// Saves the memory of a machine that stands still to disk, and frees it; a thaw brings it
     /// back as it was. Answer: one [`Reply`]; refused while someone is connected. Repeats are fine.
     Suspend,
+    /// Makes a commit of the machine, which runs or stands still: its disk, and its memory where that
+    /// is asked for. It stops for an instant and goes on. Answer: one [`Reply`], then one
+    /// [`Committed`]. It is made also when nobody waits for it any more.
+    Commit {
+        /// An empty directory.
+        dir: PathBuf,
+        /// With its memory, and so with its processes.
+        memory: bool,
+    },
     /// Ends the machine in order (processes, disk synced), else after the deadline by force.
     /// Answer: one [`Reply`] when it has ended.
     Stop {
@@ -180,6 +189,41 @@ pub struct Trimmed {
     pub ceiling: EgressBytes,
 }
 
+/// What a commit's directory consists of.
+pub mod commit {
+    /// The disk: a sparse raw file.
+    pub const DISK: &str = "disk.img";
+    /// The rest of what a start needs: [`super::Kept`].
+    pub const KEPT: &str = "kept.json";
+}
+
+/// Answer to [`Request::Commit`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Committed {
+    /// Bytes that the commit takes on the host.
+    pub bytes: u64,
+    /// For how long the machine stood still, microseconds.
+    pub stopped_us: u64,
+}
+
+/// What a worker notes of a commit, for the worker that starts from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Names what saved memory depends on; absent where there is none.
+    pub fits: Option<String>,
+    /// Size of the disk, bytes.
+    pub disk_bytes: u64,
+}
+
+/// What a machine starts from besides its image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct From {
+    /// The commit's directory. The machine's disk lies over the commit's, always.
+    pub dir: PathBuf,
+    /// Go on from the commit's memory, at the first start.
+    pub memory: bool,
+}
+
 /// What a machine's gateway has to say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -214,6 +258,9 @@ pub struct Launch {
     pub cpu: CpuMillis,
     /// Its writable disk.
     pub disk: Disk,
+    /// The commit that it starts from.
+    #[serde(default)]
+    pub from: Option<From>,
     /// cgroup below each controller's root, for example `aegis/3fa9c1d2/inst-…`.
     pub cgroup: String,
     /// Refuse to boot where a limit can't be enforced (no usable cgroups).
@@ -318,6 +365,9 @@ pub enum Event {
     /// Its gateway needs something.
     Egress(EgressNews),
 }
+
+/// Stage of a boot that is over but for a port that its user wants to be answered first.
+pub const STAGE_PORT: &str = "port";
 
 /// State of a machine, as its worker sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
-//! A machine's writable disk: a sparse raw file with an empty ext4, of exactly the promised size.
+//! A machine's writable disk, of exactly the promised size: a sparse raw file with an empty ext4, or an
+//! overlay of a commit's disk.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use anyhow::Context as _;
 
 use crate::child::Child;
 use crate::sys::{self, Confine};
+use crate::{overlay, snapshot};
 
 /// A disk counts whole sectors of this size, bytes.
 const SECTOR: u64 = 512;
@@ -25,20 +27,29 @@ const MKE2FS: [&str; 4] =
 pub struct Opened {
     /// The file, open for reading and writing.
     pub file: OwnedFd,
-    /// Its size, bytes: whole sectors.
+    /// The whole disk that it lies over, if it does.
+    pub under: Option<OwnedFd>,
+    /// Its size as the machine sees it, bytes: whole sectors.
     pub bytes: u64,
+    /// Size that the file may have, bytes.
+    pub file_max: u64,
     making: Option<Making>,
 }
 
 struct Making {
     child: Option<Child>,
+    /// Something is to be made in it.
+    empty: bool,
     temporary: PathBuf,
     path: PathBuf,
 }
 
-/// Opens the disk, or makes an empty file for it. `uid` becomes its owner.
-pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
+/// Opens the disk, or makes an empty file for it. `uid` becomes its owner. With `under`, the path of a
+/// commit's disk, it lies over that one.
+pub fn open(disk: &Disk, under: Option<&Path>, uid: Option<u32>) -> anyhow::Result<Opened> {
     let wanted = whole_sectors(disk)?;
+    let under = under.map(snapshot::open_shared).transpose()?;
+    let file_max = if under.is_some() { overlay::size_max(wanted) } else { wanted };
     if let Some(directory) = disk.path.parent() {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("can't make {}", directory.display()))?;
@@ -47,14 +58,17 @@ pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
     options.read(true).write(true).mode(0o600).custom_flags(no_follow());
     match options.open(&disk.path) {
         Ok(file) => {
-            let bytes = file.metadata()?.len();
+            let bytes = match &under {
+                None => file.metadata()?.len(),
+                Some(_) => overlay::size(&file).context("the disk can't be read")?,
+            };
             anyhow::ensure!(
                 bytes <= wanted && bytes > 0 && bytes.is_multiple_of(SECTOR),
                 "{} has {bytes} bytes; {wanted} are allowed",
                 disk.path.display(),
             );
             own(&file, uid)?;
-            Ok(Opened { file: file.into(), bytes, making: None })
+            Ok(Opened { file: file.into(), under, bytes, file_max, making: None })
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let temporary = temporary(&disk.path);
@@ -64,10 +78,12 @@ pub fn open(disk: &Disk, uid: Option<u32>) -> anyhow::Result<Opened> {
                 .create_new(true)
                 .open(&temporary)
                 .with_context(|| format!("can't make {}", temporary.display()))?;
-            file.set_len(wanted).with_context(|| format!("can't make a disk of {wanted} bytes"))?;
+            let empty = under.is_none();
+            let made = if empty { file.set_len(wanted) } else { overlay::write(&file, wanted) };
+            made.with_context(|| format!("can't make a disk of {wanted} bytes"))?;
             own(&file, uid)?;
-            let making = Making { child: None, temporary, path: disk.path.clone() };
-            Ok(Opened { file: file.into(), bytes: wanted, making: Some(making) })
+            let making = Making { child: None, empty, temporary, path: disk.path.clone() };
+            Ok(Opened { file: file.into(), under, bytes: wanted, file_max, making: Some(making) })
         }
         Err(e) => Err(e).with_context(|| format!("can't open {}", disk.path.display())),
     }
@@ -104,20 +120,29 @@ impl Opened {
 
     /// Begins to make the file system where there is none.
     pub fn begin(&mut self) -> anyhow::Result<()> {
-        if let Some(making) = &mut self.making {
+        if let Some(making) = &mut self.making
+            && making.empty
+        {
             making.child = Some(format(&making.temporary)?);
         }
         Ok(())
     }
 
+    /// Whether it was not there before.
+    pub fn is_new(&self) -> bool {
+        self.making.is_some()
+    }
+
     /// Waits until the file system is whole, and gives the disk its name.
     pub async fn finish(&mut self) -> anyhow::Result<()> {
         let Some(making) = self.making.take() else { return Ok(()) };
-        let mut child = making.child.context("its file system was never begun")?;
-        let status = tokio::time::timeout(MAKE_DEADLINE, child.wait())
-            .await
-            .context("mke2fs did not finish in time")??;
-        anyhow::ensure!(status.success(), "mke2fs failed ({status}): {}", child.last_words());
+        if making.empty {
+            let mut child = making.child.context("its file system was never begun")?;
+            let status = tokio::time::timeout(MAKE_DEADLINE, child.wait())
+                .await
+                .context("mke2fs did not finish in time")??;
+            anyhow::ensure!(status.success(), "mke2fs failed ({status}): {}", child.last_words());
+        }
         std::fs::rename(&making.temporary, &making.path)
             .with_context(|| format!("can't name the disk {}", making.path.display()))
     }
@@ -138,7 +163,8 @@ fn format(path: &Path) -> anyhow::Result<Child> {
     Child::spawn(command).context("can't start mke2fs")
 }
 
-fn own(file: &File, uid: Option<u32>) -> anyhow::Result<()> {
+/// Gives a file to a machine's user.
+pub fn own(file: &File, uid: Option<u32>) -> anyhow::Result<()> {
     if let Some(id) = uid {
         std::os::unix::fs::fchown(file, Some(id), Some(id))
             .context("can't give the disk to the machine's user")?;
@@ -162,17 +188,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/disk.raw");
         let disk = Disk { path: path.clone(), bytes: DiskBytes(1_500_000_100) };
-        let mut first = open(&disk, None).unwrap();
+        let mut first = open(&disk, None, None).unwrap();
         first.begin().unwrap();
         assert!(!path.exists(), "it has no name before it is whole");
         first.finish().await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_500_000_100 / 512 * 512);
         assert!(allocated(&path) < 100 << 20, "it is sparse");
         let inode = std::fs::metadata(&path).unwrap().ino();
-        open(&disk, None).unwrap().finish().await.unwrap();
+        open(&disk, None, None).unwrap().finish().await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode, "it is reused");
         let smaller = Disk { path: path.clone(), bytes: DiskBytes(1 << 20) };
-        assert!(open(&smaller, None).is_err(), "larger than allowed");
+        assert!(open(&smaller, None, None).is_err(), "larger than allowed");
     }
 
     #[tokio::test]
@@ -181,7 +207,7 @@ mod tests {
         let spare = Disk { path: dir.path().join("spare"), bytes: DiskBytes(500_000_000) };
         let own = dir.path().join("deep/disk");
         for free in [true, false] {
-            let mut disk = open(&spare, None).unwrap();
+            let mut disk = open(&spare, None, None).unwrap();
             disk.begin().unwrap();
             disk.finish().await.unwrap();
             assert_eq!(disk.settle(&spare.path, &own).is_ok(), free);

@@ -32,9 +32,10 @@ pub struct Floor {
 /// Measures.
 pub async fn floor(ask: &Ask) -> anyhow::Result<Floor> {
     let place = golden::place(&ask.golden)?;
+    let source = golden::Source::Golden(ask.golden.clone());
     let mut clone_to_rpc_ms = Vec::new();
     for _ in 0..ask.n {
-        let (lease, _) = golden::obtain(&ask.golden, &place).await?;
+        let (lease, _) = golden::obtain(&source, &place).await?;
         clone_to_rpc_ms.push(one(&ask.golden, &place, lease.snapshot).await?.as_secs_f64() * 1e3);
     }
     Ok(Floor { clone_to_rpc_ms })
@@ -49,6 +50,7 @@ async fn one(
         memory: snapshot.memory,
         base: snapshot::open_shared(&golden.base)?,
         disk: snapshot::placeholder_disk()?,
+        under: None,
         kernel: snapshot::open_shared(&golden.kernel)?,
         initrd: None,
         state: Some(snapshot.state),

@@ -60,14 +60,43 @@ pub struct Place {
     pub directory: PathBuf,
     /// What its machines have in common.
     pub shape: Shape,
+    /// Names what saved memory of such machines depends on besides itself: a part of the inputs.
+    pub fits: String,
+}
+
+/// What a keeper keeps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Source {
+    /// A golden snapshot, which it can make.
+    Golden(Golden),
+    /// The memory of a commit, which it can only load.
+    Commit {
+        /// What its machines are made of.
+        golden: Golden,
+        /// The commit's directory.
+        dir: PathBuf,
+    },
+}
+
+impl Source {
+    /// Which snapshot, and where.
+    pub fn place(&self) -> anyhow::Result<Place> {
+        match self {
+            Source::Golden(golden) => place(golden),
+            Source::Commit { golden, dir } => {
+                Ok(Place { directory: dir.clone(), ..place(golden)? })
+            }
+        }
+    }
 }
 
 /// Finds out which snapshot these inputs make.
 pub fn place(golden: &Golden) -> anyhow::Result<Place> {
     let engine = engine(golden.accel)?;
     let shape = Shape { engine, vcpus: golden.vcpus, memory: golden.memory };
-    let key = key(golden, shape)?;
-    Ok(Place { directory: golden.dir.join(&key), key, shape })
+    let fits = fits(golden, shape)?;
+    let key = key(golden, &fits)?;
+    Ok(Place { directory: golden.dir.join(&key), key, shape, fits })
 }
 
 /// Hardware where it may be and works, else software.
@@ -91,7 +120,7 @@ pub struct Lease {
 }
 
 /// Has the snapshot: from its keeper, or from one that is started now, which loads or builds it.
-pub async fn obtain(golden: &Golden, place: &Place) -> anyhow::Result<(Lease, GoldenReady)> {
+pub async fn obtain(source: &Source, place: &Place) -> anyhow::Result<(Lease, GoldenReady)> {
     let began = Instant::now();
     let ready = |cached| GoldenReady {
         key: place.key.clone(),
@@ -121,7 +150,7 @@ pub async fn obtain(golden: &Golden, place: &Place) -> anyhow::Result<(Lease, Go
         anyhow::bail!("{}", std::fs::read_to_string(&failed)?);
     }
     let stored = place.directory.join("snapshot.json").exists();
-    if let Err(error) = start_keeper(golden, place).await {
+    if let Err(error) = start_keeper(source, place).await {
         let _ = std::fs::write(&failed, format!("{error:#}"));
         return Err(error);
     }
@@ -205,7 +234,7 @@ pub async fn lock(directory: PathBuf, name: &'static str) -> anyhow::Result<File
     .await?
 }
 
-async fn start_keeper(golden: &Golden, place: &Place) -> anyhow::Result<()> {
+async fn start_keeper(source: &Source, place: &Place) -> anyhow::Result<()> {
     let log = File::options().create(true).append(true).open(place.directory.join("keeper.log"))?;
     let (spec, mut tell) = io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
@@ -213,7 +242,7 @@ async fn start_keeper(golden: &Golden, place: &Place) -> anyhow::Result<()> {
     sys::confine(&mut command, Confine { new_session: true, ..Confine::default() });
     let mut child = Child::spawn_as_is(command).context("can't start the keeper")?;
     // Far less than a pipe holds; the keeper reads up to the end.
-    io::Write::write_all(&mut tell, &lines::line(golden)?)?;
+    io::Write::write_all(&mut tell, &lines::line(source)?)?;
     drop(tell);
     let mut said = BufReader::new(child.stdout()?);
     let line = tokio::time::timeout(START_DEADLINE, lines::read(&mut said, KEEPER_LINE_MAX))
@@ -231,38 +260,55 @@ async fn start_keeper(golden: &Golden, place: &Place) -> anyhow::Result<()> {
     }
 }
 
-/// Hash of everything that the snapshot depends on. Files count by name, size, time and inode: a
-/// hash of a base image's bytes would cost more than the machine.
-fn key(golden: &Golden, shape: Shape) -> anyhow::Result<String> {
-    let mut hash = sha2::Sha256::new();
-    let mut add = |label: &str, bytes: &[u8]| {
-        hash.update((label.len() as u64).to_le_bytes());
-        hash.update(label);
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    add("generations", format!("1 {WORKER_GENERATION} {CHANNEL_GENERATION}").as_bytes());
-    add("arguments", qemu::template(shape).join("\n").as_bytes());
-    let mut files = vec![&golden.qemu, &golden.kernel, &golden.harness, &golden.mcp, &golden.base];
-    let modules = snapshot::modules(golden)?;
-    files.extend(&modules);
-    for path in files {
-        let meta = std::fs::metadata(path)
-            .with_context(|| format!("{} is needed for machines", path.display()))?;
-        let facts = format!(
-            "{} {} {} {} {}",
-            meta.len(),
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.dev(),
-            meta.ino()
-        );
-        add(&path.to_string_lossy(), facts.as_bytes());
-    }
-    add("processor", &processor());
+/// Hash of everything that the snapshot depends on.
+fn key(golden: &Golden, fits: &str) -> anyhow::Result<String> {
+    let mut hash = Inputs::default();
+    hash.add("fits", fits.as_bytes());
+    hash.files([&golden.harness, &golden.mcp])?;
+    hash.files(&snapshot::modules(golden)?)?;
+    Ok(hash.finish())
+}
+
+/// Hash of what any saved memory of such machines depends on: what took over the rest when it was
+/// saved is in it.
+fn fits(golden: &Golden, shape: Shape) -> anyhow::Result<String> {
+    let mut hash = Inputs::default();
+    hash.add("generations", format!("1 {WORKER_GENERATION} {CHANNEL_GENERATION}").as_bytes());
+    hash.add("arguments", qemu::template(shape).join("\n").as_bytes());
+    hash.files([&golden.qemu, &golden.kernel, &golden.base])?;
+    hash.add("processor", &processor());
     // Another host may have another rate of the time stamp counter.
-    add("host", &std::fs::read("/etc/machine-id").unwrap_or_default());
-    Ok(snapshot::hex(&hash.finalize()[..16]))
+    hash.add("host", &std::fs::read("/etc/machine-id").unwrap_or_default());
+    Ok(hash.finish())
+}
+
+#[derive(Default)]
+struct Inputs(sha2::Sha256);
+
+impl Inputs {
+    fn add(&mut self, label: &str, bytes: &[u8]) {
+        for part in [label.as_bytes(), bytes] {
+            self.0.update((part.len() as u64).to_le_bytes());
+            self.0.update(part);
+        }
+    }
+
+    /// Files count by name, size, time and inode: a hash of a base image's bytes would cost more than
+    /// the machine.
+    fn files<'a>(&mut self, paths: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+        for path in paths {
+            let meta = std::fs::metadata(path)
+                .with_context(|| format!("{} is needed for machines", path.display()))?;
+            let (mtime, inode) = ((meta.mtime(), meta.mtime_nsec()), (meta.dev(), meta.ino()));
+            let facts = format!("{} {mtime:?} {inode:?}", meta.len());
+            self.add(&path.to_string_lossy(), facts.as_bytes());
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> String {
+        snapshot::hex(&self.0.finalize()[..16])
+    }
 }
 
 /// What is constant in the description of the first processor.

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aegis_wire::bounds::WORKER_LINE_MAX;
-use aegis_wire::worker::Golden;
 use anyhow::Context as _;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -24,7 +23,7 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::golden::{self, KeeperSaid, Place};
+use crate::golden::{self, KeeperSaid, Place, Source};
 use crate::snapshot::{self, Snapshot};
 use crate::{lines, sys};
 
@@ -65,7 +64,7 @@ pub async fn run() -> anyhow::Result<()> {
     };
     // Whoever started us may be gone; the snapshot is here all the same.
     let _ = io::stdout().write_all(&lines::line(&said)?).and_then(|()| io::stdout().flush());
-    let Some((place, snapshot, listener, built)) = started? else {
+    let Some(Ready { place, snapshot, listener, built, again }) = started? else {
         return Ok(());
     };
     let snapshot = Arc::new(snapshot);
@@ -77,15 +76,26 @@ pub async fn run() -> anyhow::Result<()> {
             }
         });
     }
-    serve(&place.directory, listener, snapshot).await
+    serve(&place.directory, listener, snapshot, again).await
+}
+
+/// What a keeper starts with.
+struct Ready {
+    place: Place,
+    snapshot: Snapshot,
+    listener: UnixListener,
+    /// It is in no file yet.
+    built: bool,
+    /// It can be made again.
+    again: bool,
 }
 
 /// Loads or builds the snapshot and listens; `None` when another keeper does so already.
-async fn start() -> anyhow::Result<Option<(Place, Snapshot, UnixListener, bool)>> {
+async fn start() -> anyhow::Result<Option<Ready>> {
     let mut spec = Vec::new();
     io::stdin().take(WORKER_LINE_MAX as u64).read_to_end(&mut spec)?;
-    let golden: Golden = serde_json::from_slice(&spec).context("no golden spec on stdin")?;
-    let place = golden::place(&golden)?;
+    let source: Source = serde_json::from_slice(&spec).context("no golden spec on stdin")?;
+    let place = source.place()?;
     // The starter's lock ends with the starter; two builds side by side would only be slow.
     let _building = golden::lock(place.directory.clone(), "build").await?;
     if golden::ask_keeper(&place.directory).await?.is_some() {
@@ -95,14 +105,20 @@ async fn start() -> anyhow::Result<Option<(Place, Snapshot, UnixListener, bool)>
         tracing::warn!(error = format!("{error:#}"), "the stored snapshot can't be loaded");
         None
     });
-    let (snapshot, built) = match loaded {
-        Some(snapshot) => (snapshot, false),
-        None => (snapshot::build(&golden, place.shape, &place.key).await?, true),
+    let (snapshot, built) = match (loaded, &source) {
+        (Some(snapshot), _) => (snapshot, false),
+        (None, Source::Golden(golden)) => {
+            (snapshot::build(golden, place.shape, &place.key).await?, true)
+        }
+        (None, Source::Commit { dir, .. }) => {
+            anyhow::bail!("the memory of the commit in {} is not whole", dir.display())
+        }
     };
-    let now = golden::place(&golden)?;
+    let now = source.place()?;
     anyhow::ensure!(now.key == place.key, "its files changed while it was made; try again");
     let listener = bind(&place.directory)?;
-    Ok(Some((place, snapshot, listener, built)))
+    let again = matches!(source, Source::Golden(_));
+    Ok(Some(Ready { place, snapshot, listener, built, again }))
 }
 
 fn bind(directory: &Path) -> anyhow::Result<UnixListener> {
@@ -121,6 +137,7 @@ async fn serve(
     directory: &Path,
     listener: UnixListener,
     snapshot: Arc<Snapshot>,
+    again: bool,
 ) -> anyhow::Result<()> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let what = WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
@@ -160,7 +177,7 @@ async fn serve(
                 if leases.idle_for() >= IDLE_MAX && too_many(directory) {
                     // While we listen no other keeper begins here. The manifest first: without it
                     // there is no snapshot.
-                    for name in snapshot::FILES {
+                    for name in snapshot::FILES.into_iter().filter(|_| again) {
                         let _ = std::fs::remove_file(directory.join(name));
                     }
                     let _ = std::fs::remove_file(directory.join(SOCKET));

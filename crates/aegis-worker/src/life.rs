@@ -1,7 +1,7 @@
 //! What a machine's life is told to, and what may be done to it while it lives: shared between the
 //! machine's own task and the connections.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use aegis_wire::bounds::RPC_DEADLINE;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
 use aegis_wire::channel::{SetTime, method};
 use aegis_wire::words::CpuMillis;
-use aegis_wire::worker::{Ended, MachineState, Sample};
+use aegis_wire::worker::{Committed, Ended, MachineState, Sample};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::qmp::{Qmp, QmpError};
 use crate::relay::{Relay, USER_STREAMS_MAX};
 use crate::run_dir::{self, ProcessName, Record, RunDir, monotonic_ms};
 use crate::suspend::{self, Bed};
-use crate::{machine, snapshot};
+use crate::{commit, machine, snapshot};
 
 /// A machine that goes on hears the time within this, or later by itself: whoever waits for the thaw
 /// has other things to do.
@@ -276,6 +276,21 @@ impl Live {
         let boot_id = self.boot_id.clone();
         self.tell(shared, MachineState::Frozen { boot_id, suspended: true });
         Ok(())
+    }
+
+    /// Takes a commit into a directory; meanwhile it is neither frozen nor let go on.
+    pub async fn commit(&self, dir: &Path, memory: bool) -> Result<Committed, RpcError> {
+        let _turn = self.turn.lock().await;
+        let engine = self.engine().ok_or_else(|| conflict("its memory is on disk"))?;
+        let source = commit::Source {
+            qmp: &engine.qmp,
+            bed: &self.bed,
+            relay: &self.relay,
+            frozen: self.is_frozen(),
+        };
+        commit::take(&source, dir, memory)
+            .await
+            .map_err(|e| RpcError::new(CODE_INTERNAL, format!("no commit was made: {e:#}")))
     }
 
     /// Starts a process that goes on where the suspended one ended, and stands still like it.

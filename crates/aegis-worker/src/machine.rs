@@ -9,16 +9,18 @@
 //! Running     CPU quota in force, primary process started
 //! ```
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_DEADLINE, WARM_DEADLINE};
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::channel::{
-    AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest, method,
+    Adopt, AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest,
+    method,
 };
 use aegis_wire::pipe::peer::CallError;
-use aegis_wire::worker::{Golden, Launch, MachineState, Spare, run_dir};
+use aegis_wire::worker::{From, Golden, Launch, MachineState, STAGE_PORT, Spare, run_dir};
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -31,11 +33,11 @@ use crate::life::{Books, Engine, Live, Shared};
 use crate::logs::Log;
 use crate::qemu::{self, Birth, Cage, Parts};
 use crate::qmp::{QMP_DEADLINE, Qmp, Seen};
-use crate::relay::{self, Relay};
+use crate::relay::{self, Relay, Session};
 use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
 use crate::running::Running;
 use crate::suspend::Bed;
-use crate::{disk, exec, golden, snapshot};
+use crate::{commit, disk, exec, golden, snapshot};
 
 /// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
 const THREADS_MAX: u32 = 256;
@@ -49,6 +51,8 @@ pub struct Ground<'a> {
     pub require_limits: bool,
     /// Its own user, where it has one.
     pub uid: Option<u32>,
+    /// The commit that it starts from.
+    pub from: Option<&'a From>,
 }
 
 impl<'a> Ground<'a> {
@@ -59,6 +63,7 @@ impl<'a> Ground<'a> {
             cgroup: &launch.cgroup,
             require_limits: launch.require_limits,
             uid: qemu::own_uid(launch.instance_id.as_str()),
+            from: launch.from.as_ref(),
         }
     }
 
@@ -69,6 +74,7 @@ impl<'a> Ground<'a> {
             cgroup: &spare.cgroup,
             require_limits: spare.require_limits,
             uid: qemu::own_uid(spare.id.as_str()),
+            from: None,
         }
     }
 }
@@ -86,6 +92,7 @@ pub struct Prepared<'a> {
     place: golden::Place,
     golden: snapshot::Snapshot,
     disk: disk::Opened,
+    goes_on: bool,
 }
 
 /// A twin of all other clones.
@@ -97,6 +104,7 @@ pub struct Booted {
     relay: Relay,
     frozen: watch::Sender<bool>,
     disk: disk::Opened,
+    goes_on: bool,
 }
 
 /// A machine of its own.
@@ -120,7 +128,17 @@ pub async fn prepare(
     books: Arc<Books>,
 ) -> anyhow::Result<Prepared<'_>> {
     shared.stage("golden");
-    let place = golden::place(ground.golden)?;
+    let memory = ground.from.filter(|from| from.memory && disk.is_new());
+    let source = match memory {
+        None => golden::Source::Golden(ground.golden.clone()),
+        Some(from) => {
+            golden::Source::Commit { golden: ground.golden.clone(), dir: from.dir.clone() }
+        }
+    };
+    let place = source.place()?;
+    if let Some(from) = ground.from {
+        commit::fits(from, &place, disk.bytes)?;
+    }
     // Twice the machine's memory: the kernel charges whoever touches a page of golden memory
     // first, beside the machine's own copy of it (see `Snapshot`).
     let memory_mb =
@@ -136,31 +154,33 @@ pub async fn prepare(
             books.update(|record| record.group = Group::default())?;
         }
     }
-    let (lease, ready) = golden::obtain(ground.golden, &place).await?;
+    let (lease, ready) = golden::obtain(&source, &place).await?;
     books.hold(lease.held);
     let golden = lease.snapshot;
     tracing::info!(key = ready.key, cached = ready.cached, ms = ready.elapsed_ms, "golden");
-    Ok(Prepared { base: Base { shared, books }, ground, place, golden, disk })
+    let goes_on = memory.is_some();
+    Ok(Prepared { base: Base { shared, books }, ground, place, golden, disk, goes_on })
 }
 
 impl Prepared<'_> {
     /// Starts the clone. Its process is held at once, whatever comes after.
     pub async fn boot(self) -> anyhow::Result<Booted> {
-        let Prepared { base, ground, place, golden, mut disk } = self;
+        let Prepared { base, ground, place, golden, mut disk, goes_on } = self;
         base.shared.stage("clone");
         let parts = Parts {
             memory: golden.memory,
             base: snapshot::open_shared(&ground.golden.base)?,
             disk: disk.file.try_clone()?,
+            under: disk.under.as_ref().map(OwnedFd::try_clone).transpose()?,
             kernel: snapshot::open_shared(&ground.golden.kernel)?,
             initrd: None,
             state: Some(golden.state),
         };
         let cgroups = base.books.record().group.doors().context("can't open its cgroups")?;
-        let cage = Cage { cgroups, uid: ground.uid, file_size_max: Some(disk.bytes) };
+        let cage = Cage { cgroups, uid: ground.uid, file_size_max: Some(disk.file_max) };
         let clock = ClockRecord { started_ms: monotonic_ms(), ..ClockRecord::default() };
         let program = &ground.golden.qemu;
-        let bed = Bed::of(program, place.shape, &parts, &cage)?;
+        let bed = Bed::of(ground.golden, &place, &parts, &cage, disk.bytes)?;
         let vmm = qemu::start(program, place.shape, Birth::Clone, parts, cage)?;
         let death = vmm.child.death();
         let pid = vmm.child.pid().as_raw_nonzero().get();
@@ -177,7 +197,7 @@ impl Prepared<'_> {
         })?;
         let restored = restore(&qmp, vmm.state_fd, Birth::Clone, QMP_DEADLINE);
         alive(death.happened(), restored).await?;
-        Ok(Booted { base, bed, death, qmp, relay, frozen, disk })
+        Ok(Booted { base, bed, death, qmp, relay, frozen, disk, goes_on })
     }
 }
 
@@ -268,10 +288,9 @@ impl Booted {
 
     /// Gives the clone what no other clone has. Nothing but the harness ran in it until now.
     pub async fn identify(self, launch: Launch) -> anyhow::Result<Identified> {
-        let Booted { base, bed, death, qmp, relay, frozen, mut disk } = self;
+        let Booted { base, bed, death, qmp, relay, frozen, mut disk, .. } = self;
         base.shared.stage("identify");
-        let log = Log::open(&launch.log_dir, launch.instance_id.clone())
-            .with_context(|| format!("can't open the log in {}", launch.log_dir.display()))?;
+        let log = open_log(&launch)?;
         let size = json!({"node-name": qemu::DISK_NODE, "size": disk.bytes});
         let disk_bytes = disk.bytes;
         let work = async {
@@ -280,31 +299,48 @@ impl Booted {
             resized?;
             formatted?;
             let session = session?;
-            let mut entropy = [0; 64];
-            relay::random(&mut entropy)?;
-            let mut machine_id = [0; 16];
-            relay::random(&mut machine_id)?;
-            let identify = Identify {
-                unix_ns: unix_ns(),
-                entropy: STANDARD.encode(entropy),
-                hostname: launch.hostname.clone(),
-                machine_id: snapshot::hex(&machine_id),
-                boot_id: launch.boot_id.clone(),
-                disk_bytes,
-            };
-            let identified: IdentifiedAnswer =
+            let identify = identity(&launch, disk_bytes)?;
+            let identified =
                 session.peer.call(method::IDENTIFY, &identify, IDENTIFY_DEADLINE).await?;
-            // What is said inside is only told on when it is what we said.
-            anyhow::ensure!(
-                identified.boot_id == launch.boot_id,
-                "the machine shows another boot id than it was given"
-            );
-            anyhow::Ok(identified.boot_id)
+            own_boot_id(identified, &launch)
         };
         let boot_id = alive(death.happened(), work).await?;
-        let log = Arc::new(log);
         Ok(Identified { base, bed, launch, log, death, qmp, relay, frozen, boot_id })
     }
+}
+
+/// What no other machine has.
+fn identity(launch: &Launch, disk_bytes: u64) -> anyhow::Result<Identify> {
+    let mut entropy = [0; 64];
+    relay::random(&mut entropy)?;
+    let mut machine_id = [0; 16];
+    relay::random(&mut machine_id)?;
+    // Unicast, and administered by nobody but us.
+    let mut mac = [0x02, 0, 0, 0, 0, 0];
+    relay::random(&mut mac[1..])?;
+    Ok(Identify {
+        unix_ns: unix_ns(),
+        entropy: STANDARD.encode(entropy),
+        hostname: launch.hostname.clone(),
+        machine_id: snapshot::hex(&machine_id),
+        boot_id: launch.boot_id.clone(),
+        disk_bytes,
+        mac,
+    })
+}
+
+/// What is said inside is only told on when it is what we said.
+fn own_boot_id(said: IdentifiedAnswer, launch: &Launch) -> anyhow::Result<String> {
+    anyhow::ensure!(
+        said.boot_id == launch.boot_id,
+        "the machine shows another boot id than it was given"
+    );
+    Ok(said.boot_id)
+}
+
+fn open_log(launch: &Launch) -> anyhow::Result<Arc<Log>> {
+    let log = Log::open(&launch.log_dir, launch.instance_id.clone());
+    log.map(Arc::new).with_context(|| format!("can't open the log in {}", launch.log_dir.display()))
 }
 
 impl Identified {
@@ -313,31 +349,21 @@ impl Identified {
         let Identified { base, bed, launch, log, death, qmp, relay, frozen, boot_id } = self;
         let Base { shared, books } = base;
         shared.stage("run");
-        match books.record().group.set_quota(launch.cpu) {
-            Err(error) if launch.require_limits => {
-                return Err(error).context("its CPU limit can't be enforced");
-            }
-            Err(error) => tracing::warn!(%error, "this machine's CPU limit is not enforced"),
-            Ok(()) => {}
-        }
+        limit_cpu(&books, &launch)?;
         let mut run = launch.run;
         run.env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
-        let (tell_drained, drained) = watch::channel(false);
         let work = async {
             let session = relay.session().await?;
-            let logs = relay::open_stream(&session.mux, &StreamHead::Logs, &[]).await?;
-            let log = Arc::clone(&log);
-            let sessions = relay.clone();
-            tokio::spawn(async move { exec::primary(logs, sessions, &log, tell_drained).await });
+            let drained = follow(&session, &relay, &log).await?;
             let _: Started = session.peer.call(method::RUN, &run, RPC_DEADLINE).await?;
-            anyhow::Ok(())
+            anyhow::Ok(drained)
         };
-        alive(death.happened(), work).await?;
+        let drained = alive(death.happened(), work).await?;
         let engine = Engine { qmp: Arc::new(qmp), death: death.clone() };
         let live = Live::new(engine, bed, relay, log, boot_id, frozen, Arc::clone(&books));
         let live = Arc::new(live);
         if let Some(port) = launch.await_port {
-            shared.stage("port");
+            shared.stage(STAGE_PORT);
             let mut exited = live.relay.exited.clone();
             tokio::select! {
                 accepts = alive(death.happened(), await_port(&live.relay, port)) => accepts?,
@@ -351,6 +377,77 @@ impl Identified {
         shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
         Ok(Running::new(shared, books, live, drained))
     }
+}
+
+impl Booted {
+    /// Whether its processes run already, and only stand still.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
+    }
+
+    /// Gives a machine that came from a commit's memory what no other one has; its processes go on
+    /// then.
+    pub async fn adopt(self, launch: Launch) -> anyhow::Result<Running> {
+        let Booted {
+            base: Base { shared, books }, bed, death, qmp, relay, frozen, mut disk, ..
+        } = self;
+        shared.stage("adopt");
+        let log = open_log(&launch)?;
+        limit_cpu(&books, &launch)?;
+        let work = async {
+            let session = relay.session().await?;
+            let drained = follow(&session, &relay, &log).await?;
+            let mut env = launch.run.env.clone();
+            env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
+            let adopt = Adopt {
+                identity: identity(&launch, disk.bytes)?,
+                env,
+                capability_token: launch.run.capability_token.clone(),
+                authorized_key: launch.run.authorized_key.clone(),
+                ca_certificate: launch.run.ca_certificate.clone(),
+            };
+            let adopted = session.peer.call(method::ADOPT, &adopt, IDENTIFY_DEADLINE).await?;
+            let boot_id = own_boot_id(adopted, &launch)?;
+            // From now on its disk and its memory are no longer what the commit holds.
+            disk.finish().await?;
+            anyhow::Ok((boot_id, drained))
+        };
+        let (boot_id, drained) = alive(death.happened(), work).await?;
+        let engine = Engine { qmp: Arc::new(qmp), death };
+        let live = Live::new(engine, bed, relay, log, boot_id.clone(), frozen, Arc::clone(&books));
+        let live = Arc::new(live);
+        shared.live.send_replace(Some(Arc::clone(&live)));
+        tracing::info!(boot_id, "goes on");
+        shared.state.send_replace(MachineState::Running { boot_id });
+        Ok(Running::new(shared, books, live, drained))
+    }
+}
+
+/// Puts the CPU quota in force.
+fn limit_cpu(books: &Books, launch: &Launch) -> anyhow::Result<()> {
+    match books.record().group.set_quota(launch.cpu) {
+        Err(error) if launch.require_limits => {
+            Err(error).context("its CPU limit can't be enforced")
+        }
+        Err(error) => {
+            tracing::warn!(%error, "this machine's CPU limit is not enforced");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Follows the output of the primary process; what comes back says when all of it is in the log.
+async fn follow(
+    session: &Session,
+    relay: &Relay,
+    log: &Arc<Log>,
+) -> anyhow::Result<watch::Receiver<bool>> {
+    let (tell_drained, drained) = watch::channel(false);
+    let logs = relay::open_stream(&session.mux, &StreamHead::Logs, &[]).await?;
+    let (log, sessions) = (Arc::clone(log), relay.clone());
+    tokio::spawn(async move { exec::primary(logs, sessions, &log, tell_drained).await });
+    Ok(drained)
 }
 
 /// Works as long as the VMM lives.

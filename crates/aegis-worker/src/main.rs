@@ -13,6 +13,7 @@
 mod broker;
 mod cgroup;
 mod child;
+mod commit;
 mod cpio;
 mod disk;
 mod exec;
@@ -25,6 +26,7 @@ mod logs;
 mod machine;
 mod meter;
 mod net;
+mod overlay;
 mod port;
 mod probe;
 mod qemu;
@@ -63,7 +65,8 @@ fn main() -> ExitCode {
         ["golden"] => block_on(async {
             let golden = input()?;
             let place = golden::place(&golden)?;
-            output(&golden::obtain(&golden, &place).await?.1)
+            let source = golden::Source::Golden(golden);
+            output(&golden::obtain(&source, &place).await?.1)
         }),
         ["keeper"] => block_on(keeper::run()),
         ["floor"] => block_on(async { output(&floor::floor(&input()?).await?) }),

@@ -73,6 +73,8 @@ pub struct Parts {
     pub base: OwnedFd,
     /// The writable disk.
     pub disk: OwnedFd,
+    /// What the disk lies over, where it is no whole one: the disk of a commit.
+    pub under: Option<OwnedFd>,
     /// The kernel.
     pub kernel: OwnedFd,
     /// The first file system (golden only).
@@ -115,6 +117,7 @@ struct Numbers {
     memory: RawFd,
     base: RawFd,
     disk: RawFd,
+    under: Option<RawFd>,
     kernel: RawFd,
     initrd: RawFd,
 }
@@ -146,6 +149,7 @@ pub fn start(
         memory: parts.memory.as_raw_fd(),
         base: parts.base.as_raw_fd(),
         disk: parts.disk.as_raw_fd(),
+        under: parts.under.as_ref().map(|fd| fd.as_raw_fd()),
         kernel: parts.kernel.as_raw_fd(),
         initrd: parts.initrd.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
     };
@@ -154,6 +158,7 @@ pub fn start(
     command.args(arguments(shape, birth, numbers)).stdout(Stdio::null());
     let mut keep = vec![qemu_ctl, qemu_qmp, qemu_net];
     keep.extend([parts.memory, parts.base, parts.disk, parts.kernel]);
+    keep.extend(parts.under);
     keep.extend(parts.initrd);
     keep.extend(parts.state);
     let groups = match shape.engine {
@@ -283,13 +288,19 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
     ]);
     add(&["-device", "virtio-blk-device,drive=b0,serial=base"]);
     let disk = number_path(fd.disk);
-    add(&[
-        "-blockdev",
-        &format!(
-            "driver=raw,node-name={DISK_NODE},discard=unmap,detect-zeroes=unmap,\
-             file.driver=file,file.filename={disk}"
+    let disk = format!(
+        "node-name={DISK_NODE},discard=unmap,detect-zeroes=unmap,file.driver=file,\
+         file.filename={disk}"
+    );
+    let disk = match fd.under.map(number_path) {
+        None => format!("driver=raw,{disk}"),
+        // Nothing in the file says what it lies over: only this does.
+        Some(under) => format!(
+            "driver=qcow2,{disk},backing.driver=raw,backing.read-only=on,\
+             backing.file.driver=file,backing.file.filename={under}"
         ),
-    ]);
+    };
+    add(&["-blockdev", &disk]);
     add(&["-device", &format!("virtio-blk-device,drive={DISK_NODE},serial=disk")]);
     add(&["-kernel", &number_path(fd.kernel)]);
     match birth {

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::lines;
 
@@ -64,8 +65,14 @@ pub enum QmpError {
 pub struct Seen {
     /// The machine's processors have begun to run.
     pub resumed: bool,
+    /// When they last stopped.
+    pub stopped_at: Option<Instant>,
     /// State of the migration, as QEMU spells it.
     pub migration: String,
+    /// State of the last job, as QEMU spells it.
+    pub job: String,
+    /// What went wrong with it.
+    pub job_error: Option<String>,
     /// The monitor is closed.
     pub closed: bool,
 }
@@ -77,7 +84,7 @@ type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
 pub struct Qmp {
     write: tokio::sync::Mutex<(OwnedWriteHalf, u64)>,
     pending: Pending,
-    seen: watch::Receiver<Seen>,
+    told: Arc<watch::Sender<Seen>>,
 }
 
 /// A command that was sent and is not answered yet.
@@ -92,9 +99,9 @@ impl Qmp {
     pub fn start(stream: UnixStream) -> Qmp {
         let (read, write) = stream.into_split();
         let pending: Pending = Arc::default();
-        let (told, seen) = watch::channel(Seen::default());
-        tokio::spawn(listen(read, Arc::clone(&pending), told));
-        Qmp { write: tokio::sync::Mutex::new((write, 0)), pending, seen }
+        let told = Arc::new(watch::Sender::new(Seen::default()));
+        tokio::spawn(listen(read, Arc::clone(&pending), Arc::clone(&told)));
+        Qmp { write: tokio::sync::Mutex::new((write, 0)), pending, told }
     }
 
     /// Sends a command and waits for its answer.
@@ -124,7 +131,7 @@ impl Qmp {
         }
         let line = lines::line(&message).map_err(write_error)?;
         lock(&self.pending).insert(id, tell);
-        if self.seen.borrow().closed {
+        if self.told.borrow().closed {
             lock(&self.pending).remove(&id);
             return Err(QmpError::Closed { command: command.to_owned() });
         }
@@ -138,8 +145,52 @@ impl Qmp {
 
     /// What QEMU told by events, to wait on.
     pub fn seen(&self) -> watch::Receiver<Seen> {
-        self.seen.clone()
+        self.told.subscribe()
     }
+
+    /// What was said of an earlier migration does not count any more.
+    pub fn forget_migration(&self) {
+        self.told.send_modify(|seen| seen.migration.clear());
+    }
+
+    /// Waits until a migration that was begun is in this state.
+    pub async fn migration(&self, state: &'static str) -> anyhow::Result<()> {
+        // It may be further already when we look.
+        let step = |word: &str| STEPS.iter().position(|step| *step == word);
+        let ends = |s: &Seen| matches!(s.migration.as_str(), "failed" | "cancelled");
+        let seen = self.until(|s| step(&s.migration) >= step(state) || ends(s)).await?;
+        anyhow::ensure!(!ends(&seen), "QEMU could not save it: {}", seen.migration);
+        Ok(())
+    }
+
+    /// Waits until a job that was begun has done what it can while the machine runs.
+    pub async fn job_ready(&self) -> anyhow::Result<()> {
+        let seen = self.until(|s| matches!(s.job.as_str(), "ready" | "null")).await?;
+        anyhow::ensure!(seen.job == "ready", "{}", failed(&seen));
+        Ok(())
+    }
+
+    /// Waits until no job is there.
+    pub async fn job_gone(&self) -> anyhow::Result<()> {
+        let seen = self.until(|s| matches!(s.job.as_str(), "" | "null")).await?;
+        anyhow::ensure!(seen.job_error.is_none(), "{}", failed(&seen));
+        Ok(())
+    }
+
+    async fn until(&self, what: impl FnMut(&Seen) -> bool) -> anyhow::Result<Seen> {
+        let (mut seen, mut what) = (self.told.subscribe(), what);
+        let now = seen.wait_for(|s| s.closed || what(s)).await?.clone();
+        anyhow::ensure!(!now.closed, "QEMU closed its monitor");
+        Ok(now)
+    }
+}
+
+/// What a migration goes through, as QEMU spells it.
+const STEPS: [&str; 5] = ["setup", "active", "pre-switchover", "device", "completed"];
+
+fn failed(seen: &Seen) -> String {
+    let why = seen.job_error.as_deref().unwrap_or("no reason given");
+    format!("QEMU could not copy the disk: {why}")
 }
 
 impl Sent {
@@ -181,14 +232,34 @@ async fn write_all(
     Ok(())
 }
 
-async fn listen(read: OwnedReadHalf, pending: Pending, told: watch::Sender<Seen>) {
+async fn listen(read: OwnedReadHalf, pending: Pending, told: Arc<watch::Sender<Seen>>) {
     let mut read = BufReader::new(read);
     while let Ok(Some(line)) = lines::read(&mut read, LINE_MAX).await {
         let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
         if let Some(event) = message["event"].as_str() {
             match event {
                 "RESUME" => told.send_modify(|seen| seen.resumed = true),
-                "STOP" => told.send_modify(|seen| seen.resumed = false),
+                "STOP" => told.send_modify(|seen| {
+                    seen.resumed = false;
+                    seen.stopped_at = Some(Instant::now());
+                }),
+                "JOB_STATUS_CHANGE" => {
+                    let status = message["data"]["status"].as_str().unwrap_or_default();
+                    told.send_modify(|seen| {
+                        if status == "created" {
+                            seen.job_error = None;
+                        }
+                        status.clone_into(&mut seen.job);
+                    });
+                }
+                "SHUTDOWN" => {
+                    let reason = &message["data"]["reason"];
+                    tracing::warn!(%reason, "QEMU ends");
+                }
+                "BLOCK_JOB_COMPLETED" => {
+                    let error = message["data"]["error"].as_str().map(str::to_owned);
+                    told.send_modify(|seen| seen.job_error = error);
+                }
                 "MIGRATION" => {
                     let status = message["data"]["status"].as_str().unwrap_or_default();
                     told.send_modify(|seen| status.clone_into(&mut seen.migration));

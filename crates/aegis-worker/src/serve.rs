@@ -14,7 +14,8 @@ use aegis_wire::channel::method;
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{
-    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Sample, Spare, run_dir,
+    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Sample, Spare, commit,
+    run_dir,
 };
 use anyhow::Context as _;
 use serde_json::Value;
@@ -106,9 +107,15 @@ fn open_books(birth: &Birth, run_dir: RunDir, net: Arc<Net>) -> anyhow::Result<A
 async fn bear(launch: Launch, shared: Arc<Shared>, books: Arc<Books>) -> anyhow::Result<Running> {
     let ground = Ground::of(&launch);
     shared.net.set(&launch.egress);
-    let disk = disk::open(&launch.disk, ground.uid)?;
+    let under = launch.from.as_ref().map(|from| from.dir.join(commit::DISK));
+    let disk = disk::open(&launch.disk, under.as_deref(), ground.uid)?;
     let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
-    booted.identify(launch).await?.run().await
+    // From memory a machine goes on once; what its disk was after that is in no commit.
+    if booted.goes_on() {
+        booted.adopt(launch).await
+    } else {
+        booted.identify(launch).await?.run().await
+    }
 }
 
 /// Boots a spare, waits for its launch, and goes on with it.
@@ -120,7 +127,7 @@ async fn bear_spare(
 ) -> anyhow::Result<Running> {
     let ground = Ground::of_spare(&spare);
     let disk = Disk { path: books.record().disk, bytes: spare.disk_bytes };
-    let disk = disk::open(&disk, ground.uid)?;
+    let disk = disk::open(&disk, None, ground.uid)?;
     let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
     let mut booted = booted.warm().await?;
     let launch = booted.wait_for(launch).await?;
@@ -279,6 +286,24 @@ async fn serve(
                 Err(error) => Err(error),
             };
             answer(&mut stream, done).await
+        }
+        Request::Commit { dir, memory } => {
+            let made = match living(shared) {
+                // It ends in order also when nobody waits for it any more.
+                Ok(live) => {
+                    let work = tokio::spawn(async move { live.commit(&dir, memory).await });
+                    until_left(&mut stream, work).await.map(|done| done.unwrap_or_else(lost))
+                }
+                Err(error) => Some(Err(error)),
+            };
+            match made {
+                Some(Ok(committed)) => {
+                    lines::write(&mut stream, &Reply::ok()).await?;
+                    lines::write(&mut stream, &committed).await
+                }
+                Some(Err(error)) => refuse(&mut stream, error).await,
+                None => Ok(()),
+            }
         }
         Request::Stop { grace_ms } => {
             shared.stop.send_replace(Some(grace_ms));
@@ -491,6 +516,15 @@ async fn renew_token(live: &Live, token: String) -> Result<(), RpcError> {
     }
 }
 
+/// Works as long as somebody waits for it.
+async fn until_left<T>(stream: &mut Stream, work: impl Future<Output = T>) -> Option<T> {
+    let mut ignored = [0; 64];
+    tokio::select! {
+        done = work => Some(done),
+        _ = stream.read(&mut ignored) => None,
+    }
+}
+
 /// Completes when the machine has ended.
 async fn ended(shared: &Shared) {
     let mut state = shared.state.subscribe();
@@ -525,6 +559,10 @@ fn living(shared: &Shared) -> Result<Arc<Live>, RpcError> {
 fn awake(shared: &Shared) -> Result<Arc<Live>, RpcError> {
     let live = living(shared)?;
     if live.is_frozen() { Err(conflict("the machine is frozen")) } else { Ok(live) }
+}
+
+fn lost<T>(error: tokio::task::JoinError) -> Result<T, RpcError> {
+    Err(RpcError::new(CODE_INTERNAL, error.to_string()))
 }
 
 async fn answer(stream: &mut Stream, done: Result<(), RpcError>) -> io::Result<()> {

@@ -152,6 +152,7 @@ async fn boot_and_save(
         memory: memory.try_clone()?,
         base: open_shared(&golden.base)?,
         disk: placeholder_disk()?,
+        under: None,
         kernel: open_shared(&golden.kernel)?,
         initrd: Some(initrd_file.into()),
         state: None,
@@ -196,25 +197,28 @@ pub fn with_last_words(error: anyhow::Error, words: &str) -> anyhow::Error {
 /// did when it was saved, run or stand still, where it is taken over.
 pub async fn migrate(qmp: &Qmp, to: BorrowedFd<'_>, shared: bool) -> anyhow::Result<()> {
     qmp.execute("migrate-set-parameters", json!({"max-bandwidth": 1u64 << 40})).await?;
+    begin_migration(qmp, to, shared, false).await?;
+    qmp.migration("completed").await
+}
+
+/// Begins to save the machine; with `pauses` it waits where it has stopped, to be told to continue.
+pub async fn begin_migration(
+    qmp: &Qmp,
+    to: BorrowedFd<'_>,
+    shared: bool,
+    pauses: bool,
+) -> anyhow::Result<()> {
     let capabilities = json!({"capabilities": [
         {"capability": "x-ignore-shared", "state": shared},
         {"capability": "events", "state": true},
+        {"capability": "pause-before-switchover", "state": pauses},
     ]});
     qmp.execute("migrate-set-capabilities", capabilities).await?;
     qmp.send("getfd", json!({"fdname": "state"}), Some(to)).await?.answer().await?;
     // What was said of an earlier one does not count.
-    let mut seen = qmp.seen();
-    seen.mark_unchanged();
+    qmp.forget_migration();
     qmp.execute("migrate", json!({"uri": "fd:state"})).await?;
-    loop {
-        seen.changed().await?;
-        let now = seen.borrow_and_update().clone();
-        match now.migration.as_str() {
-            "completed" => return Ok(()),
-            end @ ("failed" | "cancelled") => anyhow::bail!("QEMU could not save it: {end}"),
-            _ => anyhow::ensure!(!now.closed, "QEMU ended while it was saved"),
-        }
-    }
+    Ok(())
 }
 
 /// Memory of its own, empty.
@@ -233,7 +237,8 @@ fn seal(fd: &OwnedFd) -> anyhow::Result<()> {
     rustix::fs::fcntl_add_seals(fd, seals).context("can't seal the golden memory")
 }
 
-fn sealed(memory: OwnedFd, state: OwnedFd) -> anyhow::Result<Snapshot> {
+/// A snapshot of memory that nobody writes any more.
+pub fn sealed(memory: OwnedFd, state: OwnedFd) -> anyhow::Result<Snapshot> {
     seal(&memory)?;
     seal(&state)?;
     Ok(Snapshot { memory, state })

@@ -7,16 +7,18 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aegis_wire::worker::Golden;
 use anyhow::Context as _;
 use rustix::pipe::PipeFlags;
 
+use crate::golden::Place;
 use crate::machine::restore;
 use crate::qemu::{self, Birth, Cage, Parts, Shape, Vmm};
 use crate::qmp::{QMP_DEADLINE, Qmp};
 use crate::snapshot;
 
 /// What is saved beside the memory, at most: devices, and the headers of pages.
-const BESIDE_MEMORY_MAX: u64 = 128 << 20;
+pub const BESIDE_MEMORY_MAX: u64 = 128 << 20;
 /// A busy host reads what was saved at least this fast.
 const WAKE_BYTES_PER_SECOND: u64 = 32 << 20;
 
@@ -26,19 +28,31 @@ pub struct Bed {
     shape: Shape,
     base: OwnedFd,
     disk: OwnedFd,
+    under: Option<OwnedFd>,
     kernel: OwnedFd,
     uid: Option<u32>,
     file_size_max: Option<u64>,
+    disk_bytes: u64,
+    fits: String,
 }
 
 impl Bed {
     /// Of a machine that is about to be born from these parts.
-    pub fn of(program: &Path, shape: Shape, parts: &Parts, cage: &Cage) -> io::Result<Bed> {
+    pub fn of(
+        golden: &Golden,
+        place: &Place,
+        parts: &Parts,
+        cage: &Cage,
+        disk_bytes: u64,
+    ) -> io::Result<Bed> {
         Ok(Bed {
-            program: program.to_owned(),
-            shape,
+            program: golden.qemu.clone(),
+            shape: place.shape,
+            disk_bytes,
+            fits: place.fits.clone(),
             base: parts.base.try_clone()?,
             disk: parts.disk.try_clone()?,
+            under: parts.under.as_ref().map(OwnedFd::try_clone).transpose()?,
             kernel: parts.kernel.try_clone()?,
             uid: cage.uid,
             file_size_max: cage.file_size_max,
@@ -74,15 +88,55 @@ impl Bed {
     pub fn wake(&self, from: &Path, cgroups: Vec<OwnedFd>) -> anyhow::Result<Vmm> {
         let saved = File::open(from).with_context(|| format!("can't open {}", from.display()))?;
         let parts = Parts {
-            memory: snapshot::memory_file("golden", self.shape.memory.bytes())?,
-            base: self.base.try_clone()?,
             disk: self.disk.try_clone()?,
-            kernel: self.kernel.try_clone()?,
-            initrd: None,
-            state: Some(saved.into()),
+            under: self.under.as_ref().map(OwnedFd::try_clone).transpose()?,
+            ..self
+                .parts(snapshot::memory_file("golden", self.shape.memory.bytes())?, saved.into())?
         };
         let cage = Cage { cgroups, uid: self.uid, file_size_max: self.file_size_max };
         qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
+    }
+
+    /// Starts a process that takes over what comes through `state`, into `memory`, with a whole disk
+    /// of its own. It joins no cgroup: what it takes is nobody's. Must be called on the main thread.
+    pub fn copy(&self, memory: OwnedFd, state: OwnedFd, disk: OwnedFd) -> anyhow::Result<Vmm> {
+        let parts = Parts { disk, ..self.parts(memory, state)? };
+        let cage =
+            Cage { cgroups: Vec::new(), uid: self.uid, file_size_max: Some(self.disk_bytes) };
+        qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
+    }
+
+    /// Parts without a disk.
+    fn parts(&self, memory: OwnedFd, state: OwnedFd) -> anyhow::Result<Parts> {
+        Ok(Parts {
+            memory,
+            base: self.base.try_clone()?,
+            disk: snapshot::placeholder_disk()?,
+            under: None,
+            kernel: self.kernel.try_clone()?,
+            initrd: None,
+            state: Some(state),
+        })
+    }
+
+    /// What all machines of its snapshot have in common.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Its user, where it has one of its own.
+    pub fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// Names what its saved memory depends on.
+    pub fn fits(&self) -> &str {
+        &self.fits
+    }
+
+    /// Size of its disk as the machine sees it, bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
     }
 }
 
@@ -97,7 +151,8 @@ fn wake_deadline(saved_bytes: u64) -> Duration {
     QMP_DEADLINE + Duration::from_secs(saved_bytes / WAKE_BYTES_PER_SECOND)
 }
 
-fn copy(from: OwnedFd, mut to: File, most: u64) -> io::Result<()> {
+/// Copies what QEMU says to the end; fails when it is more than `most` bytes.
+pub fn copy(from: OwnedFd, mut to: File, most: u64) -> io::Result<()> {
     use std::io::Read as _;
     let mut from = File::from(from).take(most + 1);
     let copied = io::copy(&mut from, &mut to)?;

@@ -9,7 +9,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -20,16 +20,33 @@ const BOOT_ID: &str = "0c0ffee0-0000-4000-8000-000000000001";
 
 struct House {
     dir: PathBuf,
+    golden: PathBuf,
     assets: PathBuf,
+    id: String,
+    from: Value,
 }
 
 impl House {
+    fn new(dir: &Path, id: &str) -> House {
+        House {
+            dir: dir.join(id),
+            golden: dir.join("golden"),
+            assets: from_env("AEGIS_TEST_ASSETS"),
+            id: id.to_owned(),
+            from: Value::Null,
+        }
+    }
+
+    fn cgroup(&self) -> String {
+        format!("aegis/smoke-{}/{}", std::process::id(), self.id)
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
 
     fn start(&self) -> Child {
-        std::fs::create_dir(self.run_dir()).unwrap();
+        std::fs::create_dir_all(self.run_dir()).unwrap();
         std::fs::File::create(self.run_dir().join("lock")).unwrap();
         let listener = UnixListener::bind(self.run_dir().join("worker.sock")).unwrap();
         Command::new(env!("CARGO_BIN_EXE_aegis-worker"))
@@ -53,9 +70,9 @@ impl House {
         self.say(&json!({
             "op": "launch",
             "generation": 1,
-            "instance_id": ID,
+            "instance_id": self.id,
             "golden": {
-                "dir": self.dir.join("golden"),
+                "dir": self.golden,
                 "qemu": "/usr/bin/qemu-system-x86_64",
                 "kernel": asset("kernel/vmlinux"),
                 "modules": asset("kernel/modules"),
@@ -68,8 +85,9 @@ impl House {
             },
             "cpu": 1000,
             "disk": {"path": self.dir.join("disk.raw"), "bytes": 500_000_000u64},
-            "cgroup": format!("aegis/smoke-{}/{ID}", std::process::id()),
+            "cgroup": self.cgroup(),
             "require_limits": false,
+            "from": self.from,
             "hostname": "box",
             "boot_id": BOOT_ID,
             "egress": {
@@ -91,7 +109,7 @@ impl House {
             .unwrap();
         let ask = json!({
             "run_dir": self.run_dir(),
-            "cgroup": format!("aegis/smoke-{}/{ID}", std::process::id()),
+            "cgroup": self.cgroup(),
             "disk": disk.then(|| self.dir.join("disk.raw")),
             "deadline_ms": 10_000,
         });
@@ -153,7 +171,7 @@ impl Drop for House {
     fn drop(&mut self) {
         self.reap(true);
         // A keeper ends when its directory is removed.
-        let _ = std::fs::remove_dir_all(self.dir.join("golden"));
+        let _ = std::fs::remove_dir_all(&self.golden);
     }
 }
 
@@ -177,9 +195,8 @@ fn from_env(name: &str) -> PathBuf {
 
 #[test]
 fn a_machine_lives_and_is_gone() {
-    let assets = from_env("AEGIS_TEST_ASSETS");
     let dir = tempfile::tempdir().unwrap();
-    let house = House { dir: dir.path().to_owned(), assets };
+    let house = House::new(dir.path(), ID);
 
     let mut worker = house.start();
     let mut events = house.launch();
@@ -210,6 +227,101 @@ fn a_machine_lives_and_is_gone() {
     worker.wait().unwrap();
     assert!(!house.dir.join("disk.raw").exists());
     assert_eq!(house.reap(true)["remaining"], json!([]), "again");
+}
+
+/// A machine that runs is kept, and others start from that: with its processes, or with its disk
+/// alone.
+#[test]
+fn a_machine_is_kept_and_goes_on_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let house = House::new(dir.path(), ID);
+    let mut worker = house.start();
+    let _watch = house.launch();
+    until(&mut house.say(&json!({"op": "watch"})), "running");
+    let counting = "echo kept > /root/kept; (while :; do date +%s%N >> /tmp/beats; sleep 0.02; done) \
+                    > /dev/null 2>&1 & echo $!";
+    let (pid, _) = house.sh(counting);
+    let commit = |name: &str, memory: bool| {
+        let to = dir.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        let ask = json!({"op": "commit", "dir": to, "memory": memory});
+        let said: Vec<Value> = house.say(&ask).collect();
+        assert_eq!(said[0], json!({"ok": true}), "{said:?}");
+        let stopped = said[1]["stopped_us"].as_u64().unwrap();
+        eprintln!("{name}: stood still for {stopped} us, takes {} bytes", said[1]["bytes"]);
+        to
+    };
+    let whole = commit("whole", true);
+    let disk = commit("disk", false);
+    // It is kept once more, while it stands still.
+    assert_eq!(house.say(&json!({"op": "freeze"})).last().unwrap(), json!({"ok": true}));
+    let still = commit("still", true);
+    assert_eq!(house.say(&json!({"op": "thaw"})).last().unwrap(), json!({"ok": true}));
+    // The source goes on as if nothing had been.
+    let beats = |house: &House| house.sh("wc -l < /tmp/beats").0.parse::<u64>().unwrap();
+    let before = beats(&house);
+    assert_eq!(house.sh(&format!("sleep 0.3; kill -0 {pid}")).1, json!(0));
+    assert!(beats(&house) > before);
+    assert_eq!(house.sh("echo later > /root/later; cat /root/kept").0, "kept");
+
+    let names = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /sys/class/net/eth0/address; \
+                 echo $AEGIS_INSTANCE_ID; head -c8 /dev/urandom | od -An -tx1";
+    let mut seen = vec![house.sh(names).0];
+    for (at, (from, memory)) in [(&whole, true), (&still, true), (&disk, false)].iter().enumerate()
+    {
+        let id = format!("inst-01ARZ3NDEKTSV4RRFFQ69G5F0{at}");
+        let mut fork = House::new(dir.path(), &id);
+        fork.from = json!({"dir": from, "memory": memory});
+        let mut worker = fork.start();
+        until(&mut fork.launch(), "running");
+        assert_eq!(fork.sh("cat /root/kept; cat /root/later 2>&1 | wc -l").0, "kept\n1");
+        let goes_on = fork.sh(&format!("kill -0 {pid}")).1 == json!(0);
+        assert_eq!(goes_on, *memory, "its processes");
+        if *memory {
+            let before = beats(&fork);
+            assert_eq!(fork.sh("sleep 0.3").1, json!(0));
+            assert!(beats(&fork) > before);
+            assert!(fork.sh("echo $AEGIS_INSTANCE_ID").0 == id, "{id}");
+        }
+        fork.sh("echo own > /root/own; sync");
+        let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let inside: u64 = fork.sh("date +%s").0.parse().unwrap();
+        assert!((now() - 2..=now() + 2).contains(&inside), "its clock shows {inside}");
+        seen.push(fork.sh(names).0);
+        // Its next start is from its own disk.
+        let stop = json!({"op": "stop", "grace_ms": 1000});
+        assert_eq!(fork.say(&stop).last().unwrap(), json!({"ok": true}));
+        worker.wait().unwrap();
+        assert_eq!(fork.reap(false)["remaining"], json!([]));
+        let mut worker = fork.start();
+        until(&mut fork.launch(), "running");
+        assert_eq!(fork.sh("cat /root/own /root/kept").0, "own\nkept");
+        assert_ne!(fork.sh(&format!("kill -0 {pid}")).1, json!(0), "that was the first life");
+        assert_eq!(fork.reap(true)["remaining"], json!([]));
+        worker.wait().unwrap();
+        std::mem::forget(fork);
+    }
+    assert_eq!(house.sh("ls /root/own 2>&1 | grep -c 'No such'").0, "1", "forks are apart");
+    let lines: Vec<&str> = seen.iter().flat_map(|s| s.lines()).collect();
+    let mut unique = lines.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    // The source's boot id is what this test gives all of them.
+    assert_eq!(unique.len(), lines.len() - 3, "{seen:?}");
+
+    // Memory that another QEMU saved is refused, and said why.
+    let kept = whole.join("kept.json");
+    let text = std::fs::read_to_string(&kept).unwrap();
+    std::fs::write(&kept, text.replace("\"fits\":\"", "\"fits\":\"0")).unwrap();
+    let mut fork = House::new(dir.path(), "inst-01ARZ3NDEKTSV4RRFFQ69G5F09");
+    fork.from = json!({"dir": whole, "memory": true});
+    let mut other = fork.start();
+    let ended = fork.launch().last().unwrap();
+    assert_eq!(ended["reason"], "boot_failed", "{ended}");
+    assert!(ended["message"].as_str().unwrap().contains("without its memory"), "{ended}");
+    other.wait().unwrap();
+    assert_eq!(house.reap(true)["remaining"], json!([]));
+    worker.wait().unwrap();
 }
 
 /// What processes inside ask of their host, with a host that is played.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aegis_rules::change::Change;
 use aegis_rules::instance::{Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, plan};
 use aegis_wire::words::{EgressBytes, InstanceId, Port, Time, Usage};
-use aegis_wire::worker::{EndReason, Ended, Event, MachineState};
+use aegis_wire::worker::{EndReason, Ended, Event, MachineState, STAGE_PORT};
 use tokio::sync::Notify;
 
 use self::egress::Told;
@@ -119,7 +119,10 @@ impl Driver {
         };
         let ctx = Arc::clone(&self.lifecycle.inner.ctx);
         let seen = self.link.look(&ctx, &self.id).await;
-        if seen != Seen::Booting {
+        // What its processes do first takes as long as they want, and nobody waits for it.
+        let born =
+            matches!(self.link.state(), MachineState::Booting { stage } if stage == STAGE_PORT);
+        if seen != Seen::Booting || born {
             self.birth = None;
         }
         self.announce(seen).await;
@@ -256,11 +259,19 @@ impl Driver {
         match step {
             Step::Launch => {
                 let pool = self.lifecycle.pool().clone();
-                self.birth = Some(pool.birth());
                 if instance.egress_allowed != EgressBytes(0) {
                     // Of an earlier boot whose end was not written down: all that it might have
                     // sent counts.
                     self.note(Fact::Cleared { usage: None }).await?;
+                    return Ok(Turn::Again);
+                }
+                let mut birth = pool.birth();
+                tokio::select! {
+                    () = birth.turn() => self.birth = Some(birth),
+                    () = interrupt => return Ok(Turn::Again),
+                }
+                // The wait may have been long.
+                if self.record()?.is_none_or(|now| now.wanted != instance.wanted) {
                     return Ok(Turn::Again);
                 }
                 // It may send something from its first packet on.

@@ -20,6 +20,7 @@ use aegis_wire::words::{DiskBytes, InstanceId};
 use aegis_wire::worker::{Event, Golden, Launch, MachineState, Request, Spare};
 use futures_util::FutureExt as _;
 use tokio::io::AsyncBufReadExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::steps;
@@ -31,6 +32,10 @@ use crate::keys;
 const SHAPES_MAX: usize = 2;
 /// A launch waits so long for a spare that is on its way: its own way would take as long.
 const WARMING_DEADLINE: Duration = Duration::from_millis(300);
+/// Machines that are born at a time, per CPU, and at least: one more would make all of them late, and
+/// the first ones too late.
+const BIRTHS_PER_CPU: usize = 2;
+const BIRTHS_MIN: usize = 4;
 /// The host keeps so many times a spare's memory free, for those who are somebody's.
 const HEADROOM: u64 = 4;
 
@@ -43,6 +48,7 @@ pub struct Pool {
 struct Inner {
     ctx: Shared,
     births: AtomicUsize,
+    turns: Arc<Semaphore>,
     shelves: Mutex<Vec<Shelf>>,
 }
 
@@ -64,13 +70,25 @@ struct Slot {
     work: JoinHandle<Option<Connection>>,
 }
 
-/// A machine is being born; while one is, no spare is begun.
-pub(super) struct Birth(Pool);
+/// A machine is being born, or waits for its turn; while one is, no spare is begun.
+pub(super) struct Birth {
+    pool: Pool,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Birth {
+    /// Waits for its turn: who comes first is born first.
+    pub(super) async fn turn(&mut self) {
+        // The semaphore is never closed.
+        self.turn = Arc::clone(&self.pool.inner.turns).acquire_owned().await.ok();
+    }
+}
 
 impl Drop for Birth {
     fn drop(&mut self) {
-        if self.0.inner.births.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.fill();
+        self.turn = None;
+        if self.pool.inner.births.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.pool.fill();
         }
     }
 }
@@ -78,7 +96,10 @@ impl Drop for Birth {
 impl Pool {
     /// An empty pool.
     pub(super) fn new(ctx: Shared) -> Pool {
-        let inner = Inner { ctx, births: AtomicUsize::new(0), shelves: Mutex::default() };
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let turns = Arc::new(Semaphore::new(BIRTHS_MIN.max(BIRTHS_PER_CPU * cpus)));
+        let births = AtomicUsize::new(0);
+        let inner = Inner { ctx, births, turns, shelves: Mutex::default() };
         Pool { inner: Arc::new(inner) }
     }
 
@@ -90,7 +111,7 @@ impl Pool {
     /// Somebody is being born.
     pub(super) fn birth(&self) -> Birth {
         self.inner.births.fetch_add(1, Ordering::AcqRel);
-        Birth(self.clone())
+        Birth { pool: self.clone(), turn: None }
     }
 
     /// Has spares made for a shape, once nobody is being born.

@@ -1,0 +1,301 @@
+//! Commits: a running machine's disk and memory as others can start from them, taken while it stands
+//! still for an instant.
+//!
+//! ```text
+//! source   disk is mirrored while it runs · stop · memory goes on its way · goes on · stop · the mirror
+//!          is let go, what of the memory has changed follows · goes on
+//! copy     takes the memory in, runs where nobody sees it, with no link to anything, until its
+//!          harness has everything stand still; what it is then, is what is kept
+//! ```
+//! The copy is a QEMU of its own, whose memory lies in a file that is shared with us. So what is kept
+//! has the form of a golden snapshot, and any number of machines can be cloned of it at once.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use aegis_wire::bounds::{COMMIT_DEADLINE, RPC_DEADLINE};
+use aegis_wire::channel::method;
+use aegis_wire::pipe::session::Pipe;
+use aegis_wire::worker::{Committed, From, Kept, commit};
+use anyhow::Context as _;
+use rustix::pipe::PipeFlags;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+
+use crate::golden::Place;
+use crate::machine::restore;
+use crate::qemu::{self, Birth};
+use crate::qmp::Qmp;
+use crate::relay::{self, Relay};
+use crate::suspend::{self, Bed};
+use crate::{disk, lines, snapshot, sys};
+
+/// What lies between QEMU and the file that its memory goes to, bytes.
+const PIPE_BYTES: usize = 1 << 20;
+/// Names of the job, and of the disk that it writes.
+const JOB: &str = "commit";
+const TARGET: &str = "copy";
+/// Number of the set of descriptors that QEMU opens the new disk by.
+const FD_SET: u64 = 1;
+/// Largest [`Kept`], bytes.
+const KEPT_MAX: u64 = 4096;
+/// What a failed commit leaves in the source is removed within this.
+const UNDO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A machine to take a commit of.
+pub struct Source<'a> {
+    /// Its monitor.
+    pub qmp: &'a Qmp,
+    /// What it is made of.
+    pub bed: &'a Bed,
+    /// Its channel.
+    pub relay: &'a Relay,
+    /// Its clock stands still, and shall go on doing so.
+    pub frozen: bool,
+}
+
+/// Takes a commit into an empty directory. Whatever happens, the source goes on as before.
+pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Result<Committed> {
+    let target = new_disk(&dir.join(commit::DISK), source.bed)?;
+    let outcome = tokio::time::timeout(COMMIT_DEADLINE, async {
+        let mirror = Mirror::begin(source.qmp, &target).await?;
+        if memory {
+            with_memory(source, mirror, &target, dir).await
+        } else {
+            disk_alone(source, mirror).await
+        }
+    });
+    let outcome = outcome.await.unwrap_or_else(|_| {
+        Err(anyhow::anyhow!("it was not there within {}s", COMMIT_DEADLINE.as_secs()))
+    });
+    // Also after a success: a clean-up that finds nothing costs nothing.
+    if outcome.is_err() {
+        let _ = tokio::time::timeout(UNDO_DEADLINE, undo(source)).await;
+    }
+    let stopped = outcome?;
+    settle(&target)?;
+    let fits = memory.then(|| source.bed.fits().to_owned());
+    note(dir, &Kept { fits, disk_bytes: source.bed.disk_bytes() })?;
+    Ok(Committed {
+        bytes: allocated(dir)?,
+        stopped_us: u64::try_from(stopped.as_micros()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Whether a machine of this place, with a disk of this size, can start from a commit.
+pub fn fits(from: &From, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
+    use std::io::Read as _;
+    let path = from.dir.join(commit::KEPT);
+    let file = File::open(&path).with_context(|| format!("there is no {}", path.display()))?;
+    let mut text = Vec::new();
+    file.take(KEPT_MAX).read_to_end(&mut text)?;
+    let kept: Kept = serde_json::from_slice(&text).context("the commit is damaged")?;
+    anyhow::ensure!(
+        kept.disk_bytes == disk_bytes,
+        "the commit's disk has {} bytes, this machine's {disk_bytes}",
+        kept.disk_bytes,
+    );
+    let memory = !from.memory || kept.fits.as_deref() == Some(&place.fits);
+    anyhow::ensure!(
+        memory,
+        "the commit's memory was saved by another QEMU, kernel, base image, size or processor than \
+         machines have now; its disk alone still serves: start it without its memory"
+    );
+    Ok(())
+}
+
+/// Lets the mirror have what is written, and stops for the moment in which it is let go.
+async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
+    if !source.frozen {
+        let session = source.relay.session().await?;
+        let _: Value = session.peer.call(method::SYNC, &Value::Null, RPC_DEADLINE).await?;
+        source.qmp.execute("stop", Value::Null).await?;
+    }
+    let stopped = Instant::now();
+    mirror.end().await?;
+    go_on(source).await?;
+    Ok(stopped.elapsed())
+}
+
+async fn with_memory(
+    source: &Source<'_>,
+    mirror: Mirror<'_>,
+    target: &File,
+    dir: &Path,
+) -> anyhow::Result<Duration> {
+    let (stopped, sent) = give(source, mirror).await?;
+    let memory = snapshot::memory_file("commit", source.bed.shape().memory.bytes())?;
+    let mut copy = source.bed.copy(memory.try_clone()?, sent, target.try_clone()?.into())?;
+    let death = copy.child.death();
+    let qmp = Qmp::start(copy.qmp);
+    let pipe = Pipe::new(copy.ctl);
+    let work = async {
+        restore(&qmp, copy.state_fd, Birth::Wake, COMMIT_DEADLINE).await?;
+        hold(&qmp, pipe, source.frozen).await
+    };
+    let saved = tokio::select! {
+        saved = work => saved,
+        () = death.happened() => Err(anyhow::anyhow!("the copy's QEMU ended")),
+    };
+    copy.child.kill();
+    copy.child.wait().await?;
+    let words = copy.child.last_words();
+    let state = saved.map_err(|error| snapshot::with_last_words(error, &words))?;
+    let snapshot = snapshot::sealed(memory, state)?;
+    let dir = dir.to_owned();
+    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot)).await??;
+    Ok(stopped)
+}
+
+/// Saves the source's memory; returns for how long it stood still, and what was saved.
+///
+/// Software emulation misses a write to a page whose dirty mark is taken away in that very moment: a
+/// copy would now and then end in a panic. So marks are only taken away while it stands still: as the
+/// migration begins, and as it ends. No time being allowed for the end, QEMU does not do it between.
+async fn give(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Duration, OwnedFd)> {
+    let qmp = source.qmp;
+    // QEMU itself may write no file larger than the machine's disk.
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::pipe::fcntl_setpipe_size(&write, PIPE_BYTES)?;
+    let sent = snapshot::memory_file("sent", 0)?;
+    let into = File::from(sent.try_clone()?);
+    let most = 2 * source.bed.shape().memory.bytes() + suspend::BESIDE_MEMORY_MAX;
+    let copying = tokio::task::spawn_blocking(move || suspend::copy(read, into, most));
+    let parameters = json!({"max-bandwidth": 1u64 << 40, "downtime-limit": 0});
+    qmp.execute("migrate-set-parameters", parameters).await?;
+    let first = Instant::now();
+    if !source.frozen {
+        qmp.execute("stop", Value::Null).await?;
+    }
+    // Between the second stop and the last of the memory is where the disk belongs.
+    snapshot::begin_migration(qmp, write.as_fd(), false, true).await?;
+    drop(write);
+    qmp.migration("active").await?;
+    go_on(source).await?;
+    let first = first.elapsed();
+    qmp.migration("pre-switchover").await?;
+    let second = qmp.seen().borrow().stopped_at.unwrap_or_else(Instant::now);
+    mirror.end().await?;
+    qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
+    qmp.migration("completed").await?;
+    go_on(source).await?;
+    let second = second.elapsed();
+    tracing::info!(first = ?first, second = ?second, "it stood still");
+    let stood_still = if source.frozen { Duration::ZERO } else { first + second };
+    copying.await.context("the copy was lost")??;
+    // Opened anew, to be read from its beginning.
+    Ok((stood_still, File::open(sys::fd_path(&sent))?.into()))
+}
+
+/// Has everything in the copy stand still, and saves the state of its devices.
+async fn hold(qmp: &Qmp, mut pipe: Pipe<UnixStream>, frozen: bool) -> anyhow::Result<OwnedFd> {
+    if frozen {
+        qmp.execute("cont", Value::Null).await?;
+    }
+    relay::one_session(&mut pipe, COMMIT_DEADLINE, async |session| {
+        let _: Value = session.peer.call(method::HOLD, &Value::Null, RPC_DEADLINE).await?;
+        Ok(())
+    })
+    .await?;
+    let state = snapshot::memory_file("state", 0)?;
+    snapshot::migrate(qmp, state.as_fd(), true).await?;
+    Ok(state)
+}
+
+async fn go_on(source: &Source<'_>) -> anyhow::Result<()> {
+    // A migration is told to be complete a moment before it is; no event tells the rest.
+    while source.qmp.execute("query-status", Value::Null).await?["status"] == "finish-migrate" {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    if !source.frozen {
+        source.qmp.execute("cont", Value::Null).await?;
+    }
+    Ok(())
+}
+
+/// Removes whatever a commit that failed may have left in the source. Each command may find nothing.
+async fn undo(source: &Source<'_>) {
+    let qmp = source.qmp;
+    let _ = qmp.execute("migrate_cancel", Value::Null).await;
+    let _ = qmp.execute("block-job-cancel", json!({"device": JOB, "force": true})).await;
+    let _ = qmp.job_gone().await;
+    let _ = qmp.execute("blockdev-del", json!({"node-name": TARGET})).await;
+    let _ = qmp.execute("remove-fd", json!({"fdset-id": FD_SET})).await;
+    if let Err(error) = go_on(source).await {
+        tracing::error!(error = format!("{error:#}"), "the machine does not go on");
+    }
+}
+
+/// A second disk that becomes like the source's while the source runs.
+struct Mirror<'a>(&'a Qmp);
+
+impl<'a> Mirror<'a> {
+    /// Completes when it is like it, but for what is written now.
+    async fn begin(qmp: &'a Qmp, target: &File) -> anyhow::Result<Mirror<'a>> {
+        let add = qmp.send("add-fd", json!({"fdset-id": FD_SET}), Some(target.as_fd())).await?;
+        add.answer().await?;
+        let node = json!({
+            "driver": "raw", "node-name": TARGET, "discard": "unmap", "detect-zeroes": "unmap",
+            "file": {"driver": "file", "filename": format!("/dev/fdset/{FD_SET}")},
+        });
+        qmp.execute("blockdev-add", node).await?;
+        let job = json!({
+            "job-id": JOB, "device": qemu::DISK_NODE, "target": TARGET, "sync": "full",
+        });
+        qmp.execute("blockdev-mirror", job).await?;
+        qmp.job_ready().await?;
+        Ok(Mirror(qmp))
+    }
+
+    /// Lets it go with what was written up to now; the source must stand still.
+    async fn end(self) -> anyhow::Result<()> {
+        self.0.execute("block-job-cancel", json!({"device": JOB})).await?;
+        self.0.job_gone().await?;
+        self.0.execute("blockdev-del", json!({"node-name": TARGET})).await?;
+        self.0.execute("remove-fd", json!({"fdset-id": FD_SET})).await?;
+        Ok(())
+    }
+}
+
+/// An empty file for the disk, which the machine's own QEMU may write.
+fn new_disk(path: &Path, bed: &Bed) -> anyhow::Result<File> {
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("can't make {}", path.display()))?;
+    file.set_len(bed.disk_bytes())?;
+    disk::own(&file, bed.uid())?;
+    Ok(file)
+}
+
+/// From now on nobody writes it, and every machine's user may read it.
+fn settle(target: &File) -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::fchown(target, Some(0), Some(0))?;
+    }
+    target.set_permissions(std::fs::Permissions::from_mode(0o444))?;
+    target.sync_all().context("the commit's disk can't be written")
+}
+
+fn note(dir: &Path, kept: &Kept) -> anyhow::Result<()> {
+    let mut file = File::create(dir.join(commit::KEPT))?;
+    file.write_all(&lines::line(kept)?)?;
+    file.sync_all()?;
+    File::open(dir)?.sync_all().context("the commit's directory can't be written")
+}
+
+fn allocated(dir: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir)? {
+        bytes += entry?.metadata()?.blocks() * 512;
+    }
+    Ok(bytes)
+}
