@@ -6,6 +6,8 @@
 
 mod apply;
 
+use std::collections::BTreeMap;
+
 use crate::audit::{Note, Subject};
 use crate::egress::{Denied, Egress};
 use crate::given::Secrets;
@@ -104,6 +106,9 @@ pub enum Change {
     VmClaimed { id: InstanceId, vm: Uuid, at: Time },
     /// It has no machine there; `unclear_at` is when one was asked for of which nothing became known.
     VmAbsent { id: InstanceId, unclear_at: Option<Time>, at: Time },
+
+    /// It is lent under other labels.
+    InstanceLabelled { id: InstanceId, labels: BTreeMap<String, String>, at: Time },
 
     /// Its machine has another capability token, of this name.
     InstanceToken { id: InstanceId, jti: String, at: Time },
@@ -367,6 +372,7 @@ impl Change {
             Change::InstanceToken { .. }
             | Change::VmIntended { .. }
             | Change::VmAbsent { unclear_at: None, .. }
+            | Change::InstanceLabelled { .. }
             | Change::TokensReserved { .. }
             | Change::InstanceAbsorbed { .. }
             | Change::InstancePort { .. }
@@ -424,6 +430,7 @@ impl Change {
             | Change::VmIntended { id, .. }
             | Change::VmClaimed { id, .. }
             | Change::VmAbsent { id, .. }
+            | Change::InstanceLabelled { id, .. }
             | Change::InstanceSecrets { id, .. }
             | Change::TokensReserved { id, .. }
             | Change::TokensSettled { id, .. }

@@ -268,6 +268,8 @@ pub struct Instance {
     pub spec: Spec,
     /// Its machine elsewhere, where it is not this host's.
     pub remote: Option<Remote>,
+    /// Its labels, where it is lent by the vers API; absent where it is not.
+    pub lent: Option<BTreeMap<String, String>>,
     /// What it may do besides computing.
     pub capabilities: Capabilities,
     /// The most that it and all of its descendants together may hold and spend.
@@ -346,6 +348,7 @@ impl Instance {
             parent,
             spec,
             remote: None,
+            lent: None,
             capabilities: Capabilities::default(),
             envelope,
             egress: Egress::default(),
@@ -382,6 +385,11 @@ impl Instance {
         ends_at: Option<Time>,
     ) -> Instance {
         Instance { capabilities, envelope, ends_at, ..self }
+    }
+
+    /// The same instance, lent by the vers API under these labels.
+    pub fn lent_as(self, labels: Option<BTreeMap<String, String>>) -> Instance {
+        Instance { lent: labels, ..self }
     }
 
     /// The same instance with what it may reach.

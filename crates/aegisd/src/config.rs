@@ -90,6 +90,8 @@ pub struct Config {
     pub images: Images,
     /// The account in the vers cloud, where there is one.
     pub vers: Option<Vers>,
+    /// Whether this host is a vers cloud for others.
+    pub vers_api: bool,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Where machines are reached by name, if they are.
@@ -193,6 +195,8 @@ struct FileConfig {
     images: images::Section,
     #[serde(default)]
     vers: vers::Section,
+    #[serde(default)]
+    vers_api: vers::ApiSection,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -476,6 +480,7 @@ pub fn build(
         tls_ca: file.secrets.tls_ca,
         images: images::images(file.images, env)?,
         vers,
+        vers_api: file.vers_api.enabled,
         ports,
         by_name: by_name(file.router)?,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),

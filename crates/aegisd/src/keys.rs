@@ -4,6 +4,7 @@
 //! see a code again, while the ledger holds only hashes (contracts/couch.md 3).
 
 mod authority;
+mod lender;
 mod vault;
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -21,6 +22,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::tokens::Signer;
 pub use authority::{Authorities, LEAF_VALID};
+pub use lender::Lender;
 pub use vault::{Sealed, Vault};
 
 /// A key for one purpose.
@@ -48,6 +50,8 @@ pub struct Keys {
     invite_codes: Key,
     guest_tokens: Key,
     cloud_marks: Key,
+    /// Lets others use this host as a vers cloud.
+    pub lender: Lender,
     host_token: SecretHash,
     /// Seals secrets.
     pub vault: Vault,
@@ -78,6 +82,7 @@ impl Keys {
             invite_codes: Key::derive(&master, b"aegis invite code v1"),
             guest_tokens: Key::derive(&master, b"aegis guest token v1"),
             cloud_marks: Key::derive(&master, b"aegis cloud mark v1"),
+            lender: Lender::new(home, &Key::derive(&master, b"aegis vers owner v1")),
             host_token: hash(&token),
             vault: Vault::new(
                 &Key::derive(&master, b"aegis secret store v1").0,

@@ -17,6 +17,7 @@ pub mod run;
 pub mod secret;
 pub mod shape;
 pub mod terminal;
+pub mod vers;
 
 use clap::CommandFactory as _;
 use serde_json::Value;
@@ -53,6 +54,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Invite(command) => invite::run(ask, command).await,
         Command::Guest(command) => guest::run(ask, command).await,
         Command::Secret(command) => secret::run(ask, command).await,
+        Command::VersKey => vers::key(ask).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
         Command::Events(args) => events::events(ask, args).await,
         Command::Audit(command) => audit::run(ask, command).await,

@@ -185,6 +185,10 @@ impl Instance {
                 r.intended_at = None;
                 unclear_at.iter().for_each(|at| r.note_unclear(*at));
             }),
+            Change::InstanceLabelled { labels, at, .. } => {
+                self.lent = Some(labels.clone());
+                self.updated_at = *at;
+            }
             Change::InstanceToken { jti, .. } => self.jti = Some(jti.clone()),
             Change::LeaseHeld { reason, expires_at, .. } => {
                 self.lease = Some(Lease { reason: reason.clone(), expires_at: *expires_at });

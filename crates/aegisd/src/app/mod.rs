@@ -16,6 +16,7 @@ pub mod ports;
 pub mod secrets;
 pub mod terminal;
 pub mod tree;
+pub mod vers;
 
 use std::io;
 use std::sync::Arc;

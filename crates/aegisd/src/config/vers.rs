@@ -61,6 +61,14 @@ pub(super) struct Section {
     sweep_secs: Option<u64>,
 }
 
+/// `[vers_api]`: being such a cloud for others.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ApiSection {
+    #[serde(default)]
+    pub(super) enabled: bool,
+}
+
 /// Reads the section; `None` where no key is named, so that there is no account.
 pub(super) fn read(
     said: Section,

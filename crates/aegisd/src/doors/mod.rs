@@ -13,6 +13,7 @@ mod secrets;
 mod stream;
 mod terminal;
 mod trace;
+mod vers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -132,6 +133,7 @@ fn routes(state: State) -> Router {
         .merge(host::routes())
         .merge(images::routes())
         .merge(secrets::routes())
+        .merge(vers::routes(&state))
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))

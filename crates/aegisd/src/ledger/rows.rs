@@ -227,6 +227,7 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         parent: r.maybe("parent")?,
         spec: r.json::<SpecRow>("spec")?.into_words().map_err(|e| r.bad(e))?,
         remote: d.remote.map(Into::into),
+        lent: d.lent,
         capabilities: d.capabilities.into(),
         envelope: d.envelope.into(),
         egress: d.egress.into(),

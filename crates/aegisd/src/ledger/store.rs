@@ -243,6 +243,7 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::VmIntended { at, .. }
         | Change::VmClaimed { at, .. }
         | Change::VmAbsent { at, .. }
+        | Change::InstanceLabelled { at, .. }
         | Change::InstanceSecrets { at, .. }
         | Change::TokensReserved { at, .. }
         | Change::TokensSettled { at, .. }

@@ -65,6 +65,7 @@ pub(super) async fn launch(
         golden: golden(ctx, spec, &image),
         cpu: spec.cpu,
         disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
+        from: None,
         cgroup: cgroup(ctx, instance.id.as_str()),
         require_limits: machines.require_limits,
         hostname: hostname(instance),

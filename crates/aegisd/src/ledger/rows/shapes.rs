@@ -460,6 +460,8 @@ pub(super) struct InstanceDetail {
     pub(super) tokens_reserved: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) remote: Option<RemoteRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lent: Option<BTreeMap<String, String>>,
 }
 
 impl InstanceDetail {
@@ -493,6 +495,7 @@ impl InstanceDetail {
             egress_version: i.egress_version,
             tokens_reserved: i.tokens_reserved,
             remote: i.remote.as_ref().map(Into::into),
+            lent: i.lent.clone(),
         }
     }
 }
