@@ -23,7 +23,7 @@ fn raw(client: &Client, method: Method, path: &str, body: &str) -> Answer {
 fn it_is_closed_until_it_is_opened_and_takes_one_key() {
     let closed = House::new(MANUAL);
     assert_eq!(closed.anybody().get("/api/v1/vms").expect(404)["code"], "unknown_route");
-    assert_eq!(closed.socket().act("/v1/vers/key").expect(503)["code"], "not_enforceable");
+    assert_eq!(closed.socket().act("/v1/vers/key").expect(409)["code"], "vers_api_closed");
 
     let house = House::new(&format!("{MANUAL}[vers_api]\nenabled = true\n"));
     assert_eq!(house.anybody().get("/health").status, 200);

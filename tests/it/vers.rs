@@ -84,6 +84,13 @@ fn a_guest_lives_in_the_cloud_and_ends_there() {
     let used = house.socket().put(&format!("/couch/guests/{id}/usage"), &usage).expect(200);
     assert_eq!(used["resourceUsage"]["cpuSeconds"], 5.0);
 
+    // What passes a limit by that stands still.
+    let more = json!({"tokensUsed": 50_000_001});
+    let passed = house.socket().put(&format!("/couch/guests/{id}/usage"), &more).expect(200);
+    assert_eq!(passed["limitsExceeded"], true);
+    wait_until("it is frozen there too", SOON, || double.vms()[0]["state"] == "paused");
+    assert_eq!(house.guest_status(id)["status"], "frozen");
+
     // What is no machine of this host is not reached as one.
     let instance = labels["aegis-instance"].as_str().unwrap();
     let exec = json!({"command": ["true"]});
@@ -106,6 +113,44 @@ fn a_guest_lives_in_the_cloud_and_ends_there() {
     let secret = &double.var("VERS_API_KEY")[36..];
     assert!(!house.log().contains(secret), "the key is in the log");
     assert!(!house.log().contains("panicked"));
+}
+
+/// The key may lie in a file; what is wrong with the account is told at the start.
+#[test]
+fn an_account_is_opened_or_the_daemon_says_why_not() {
+    let double = Double::new(0);
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("key");
+    std::fs::write(&file, format!("{}\n", double.var("VERS_API_KEY"))).unwrap();
+    let (url, golden) = (double.var("VERS_BASE_URL"), double.var("GOLDEN_COMMIT_ID"));
+    let settings = format!(
+        "{SETTINGS}base_url = \"{url}/\"\ngolden_commit = \"{golden}\"\napi_key_file = {file:?}\n\
+         vm_domain = \"vm.test\"\n"
+    );
+    let house = House::new(&settings);
+    let id = guest(&house);
+    let endpoint = until(&house, &id, "running")["agentEndpoint"].clone();
+    assert!(endpoint.as_str().unwrap().ends_with(".vm.test"), "{endpoint}");
+    drop(house);
+    let refused = |settings: &str| {
+        std::fs::write(home.path().join("aegis.toml"), settings).unwrap();
+        let daemon = std::process::Command::new(aegis_tests::programs().join("aegisd"))
+            .arg("--home")
+            .arg(home.path())
+            .args(["--listen", "127.0.0.1:0"])
+            .env_clear()
+            .output()
+            .unwrap();
+        assert!(!daemon.status.success());
+        String::from_utf8_lossy(&daemon.stderr).into_owned()
+    };
+    let none = refused("provisioner = \"vers\"\n");
+    assert!(none.contains("VERS_API_KEY"), "{none}");
+    let none = refused(&settings.replace(&format!("golden_commit = \"{golden}\"\n"), ""));
+    assert!(none.contains("GOLDEN_COMMIT_ID"), "{none}");
+    std::fs::write(&file, "no key").unwrap();
+    let bad = refused(&settings);
+    assert!(bad.contains("API key must be") && !bad.contains("no key"), "{bad}");
 }
 
 #[test]

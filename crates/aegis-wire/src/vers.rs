@@ -59,8 +59,10 @@ pub struct Vm {
     /// Its id.
     pub vm_id: Uuid,
     /// Whose it is.
+    #[serde(default)]
     pub owner_id: String,
     /// RFC 3339.
+    #[serde(default)]
     pub created_at: String,
     /// Where it is in its life.
     pub state: VmState,

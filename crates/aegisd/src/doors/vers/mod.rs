@@ -5,7 +5,6 @@ mod answer;
 mod exec;
 mod later;
 
-use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::vers::{NewRoot, SetLabels, SetState, VmId};
 use aegis_wire::words::Uuid;
 use axum::extract::{FromRequestParts, Query, State as Extract};
@@ -19,6 +18,7 @@ use serde_json::json;
 
 use self::answer::{Body, Failure, Id, made};
 use super::State;
+use super::answer::Failure as Refused;
 use super::ask::{HostAuth, Peer, bearer, peer};
 use crate::app::{Host, vers};
 
@@ -75,10 +75,11 @@ async fn nothing(_: Borrower) -> StatusCode {
 async fn issue(
     Extract(state): Extract<State>,
     HostAuth(_): HostAuth,
-) -> Result<Json<serde_json::Value>, super::answer::Failure> {
+) -> Result<Json<serde_json::Value>, Refused> {
     if !state.app.ctx.config.vers_api {
-        let closed = Refusal::new(Code::NotEnforceable, "the vers API is not open on this host");
-        return Err(closed.hint("set enabled = true in [vers_api] of aegis.toml").into());
+        let closed =
+            "the vers API is not open here: set enabled = true in [vers_api] of aegis.toml";
+        return Err(Refused::new(StatusCode::CONFLICT, "vers_api_closed", closed));
     }
     let key = state.app.ctx.keys.lender.issue().map_err(crate::app::Error::Io)?;
     Ok(Json(json!({"api_key": key.reveal(), "base_url": format!("http://{}", state.listen)})))
