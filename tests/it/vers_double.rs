@@ -129,7 +129,8 @@ fn machines_boot_fork_run_and_keep_what_they_are_told() {
     assert_eq!(rest, lines[3..]);
     assert_eq!(rest[0]["cursor"], 4);
     let latest = client.post(&attach, &json!({"exec_id": UNKNOWN, "from_latest": true})).lines();
-    assert_eq!(latest, [end.clone()]);
+    assert_eq!(latest.last(), Some(end));
+    assert_eq!(latest.len(), 1);
 
     let file = json!({"path": "/etc/x", "content_b64": "AAE="});
     assert_eq!(client.put(&format!("{}/files", path(&vm)), &file).status, 200);
