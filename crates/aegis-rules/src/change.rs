@@ -102,8 +102,8 @@ pub enum Change {
 
     /// A machine of it is about to be asked for, in another cloud.
     VmIntended { id: InstanceId, at: Time },
-    /// That is its machine there.
-    VmClaimed { id: InstanceId, vm: Uuid, at: Time },
+    /// That is its machine there; `unclear_at` is when one was asked for that may be another.
+    VmClaimed { id: InstanceId, vm: Uuid, unclear_at: Option<Time>, at: Time },
     /// It has no machine there; `unclear_at` is when one was asked for of which nothing became known.
     VmAbsent { id: InstanceId, unclear_at: Option<Time>, at: Time },
 

@@ -194,16 +194,27 @@ pub fn intend(instance: &Instance, now: Time) -> Option<Change> {
     Some(Change::VmIntended { id: instance.id.clone(), at: now })
 }
 
+/// How it is known that a machine is a record's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The cloud answered the create with it.
+    Answer,
+    /// It was found. What the record's own create made may be another, and come later.
+    Look,
+}
+
 /// Claims a machine for a record; `None` where another has it, or this one has one.
 pub fn claim(
     instance: &Instance,
     claimed: &BTreeSet<Uuid>,
     vm: &Uuid,
+    by: By,
     now: Time,
 ) -> Option<Change> {
-    let remote = instance.remote.as_ref()?;
-    let fits = remote.vm.is_none() && remote.intended_at.is_some() && !claimed.contains(vm);
-    fits.then(|| Change::VmClaimed { id: instance.id.clone(), vm: vm.clone(), at: now })
+    let remote = instance.remote.as_ref().filter(|remote| remote.vm.is_none())?;
+    let intended_at = remote.intended_at.filter(|_| !claimed.contains(vm))?;
+    let unclear_at = (by == By::Look).then_some(intended_at);
+    Some(Change::VmClaimed { id: instance.id.clone(), vm: vm.clone(), unclear_at, at: now })
 }
 
 /// Notes that there is no machine of a record: it was never made, or is proven gone. `unclear` says

@@ -176,9 +176,10 @@ impl Instance {
                 self.usage_below = self.usage_below.and(*usage);
             }
             Change::VmIntended { at, .. } => self.in_cloud(|r| r.intended_at = Some(*at)),
-            Change::VmClaimed { vm, .. } => self.in_cloud(|r| {
+            Change::VmClaimed { vm, unclear_at, .. } => self.in_cloud(|r| {
                 r.vm = Some(vm.clone());
                 r.intended_at = None;
+                unclear_at.iter().for_each(|at| r.note_unclear(*at));
             }),
             Change::VmAbsent { unclear_at, .. } => self.in_cloud(|r| {
                 r.vm = None;

@@ -123,7 +123,8 @@ impl Cloud {
         match answer {
             Answer::Made => {
                 let vm = self.make(Label::None, commit());
-                let claim = claim(&self.records[i], &claimed(&self.records), &vm, self.now);
+                let claim =
+                    claim(&self.records[i], &claimed(&self.records), &vm, By::Answer, self.now);
                 assert!(self.write(i, claim), "a fresh machine is nobody's");
             }
             Answer::Refused => {
@@ -155,7 +156,7 @@ impl Cloud {
         match reconcile(&record.id, at, &commit(), &taken, &self.vms, WITHIN, self.now) {
             Verdict::Adopt(vm) => {
                 assert!(!self.foreign.contains(&vm), "another's machine was taken");
-                let claim = claim(&record, &taken, &vm, self.now);
+                let claim = claim(&record, &taken, &vm, By::Look, self.now);
                 assert!(self.write(i, claim));
             }
             Verdict::Wait(until) => assert!(until > self.now),
@@ -206,7 +207,7 @@ impl Cloud {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn nothing_of_ours_stays_and_nothing_of_others_goes(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aegis_rules::change::Change;
 use aegis_rules::instance::{Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, plan};
 use aegis_rules::kill::MUST_VERIFY_ELSEWHERE;
-use aegis_rules::remote;
+use aegis_rules::remote::{self, By};
 use aegis_vers::{Created, Failure};
 use aegis_wire::vers::{Vm, VmState, WrittenState};
 use aegis_wire::words::{InstanceId, Time, Uuid};
@@ -218,7 +218,7 @@ impl Driver {
         }
         match cloud.client.from_commit(&golden).await {
             Created::Made(vm) => {
-                look::claim(&self.lifecycle, instance, vm.clone()).await?;
+                look::claim(&self.lifecycle, instance, vm.clone(), By::Answer).await?;
                 drop(under_way);
                 let none = BTreeMap::new();
                 if let Err(failure) = cloud.client.label(&vm, cloud.labels(instance, &none)).await {

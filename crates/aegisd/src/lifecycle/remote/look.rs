@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use aegis_rules::change::Change;
 use aegis_rules::instance::Instance;
-use aegis_rules::remote::{self, Label, Sighting, Verdict};
+use aegis_rules::remote::{self, By, Label, Sighting, Verdict};
 use aegis_vers::Failure;
 use aegis_wire::vers::Vm;
 use aegis_wire::words::{Time, Uuid};
@@ -66,7 +66,7 @@ pub(super) async fn settle(
     match remote::reconcile(id, at, &golden, &taken, &seen, within, ctx.now()) {
         Verdict::Adopt(vm) => {
             tracing::warn!(%vm, "this is what the create without a clear answer made");
-            claim(lifecycle, instance, vm).await?;
+            claim(lifecycle, instance, vm, By::Look).await?;
             Ok(Settled::Claimed)
         }
         Verdict::Wait(until) => Ok(Settled::Wait(until)),
@@ -86,9 +86,10 @@ pub(super) async fn claim(
     lifecycle: &Lifecycle,
     instance: &Instance,
     vm: Uuid,
+    by: By,
 ) -> Result<(), WriteError> {
     note(lifecycle, &instance.id, None, move |facts, instance, now| {
-        let change = remote::claim(instance, &claimed(facts)?, &vm, now);
+        let change = remote::claim(instance, &claimed(facts)?, &vm, by, now);
         if change.is_none() {
             tracing::error!(%vm, instance = %instance.id, "it could not be claimed");
         }
