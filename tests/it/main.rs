@@ -7,6 +7,7 @@
 mod budget;
 mod channel;
 mod cli;
+mod commits;
 mod couch;
 mod crash;
 mod doors;

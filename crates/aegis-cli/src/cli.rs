@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, daemon, events, exec, guest, image, instance, invite, logs, mcp, redeem, run, secret,
+    audit, commit, daemon, events, exec, guest, image, instance, invite, logs, mcp, redeem, run,
+    secret,
 };
 use crate::setup::SetupArgs;
 
@@ -83,6 +84,13 @@ pub enum Command {
     Exec(exec::ExecArgs),
     /// Show what a machine's processes said
     Logs(logs::LogsArgs),
+    /// Keep a machine that runs, as it is now
+    Commit(commit::CommitArgs),
+    /// What was kept of machines
+    #[command(subcommand)]
+    Commits(commit::CommitsCommand),
+    /// Make machines of one that runs: each goes on where it was
+    Fork(commit::ForkArgs),
     /// Images that machines are made of
     #[command(subcommand)]
     Image(image::ImageCommand),

@@ -29,6 +29,17 @@ pub struct Held {
     pub disk_bytes: u64,
 }
 
+impl Held {
+    /// With one more machine.
+    pub fn and(self, need: &Need) -> Held {
+        Held {
+            machines: self.machines.saturating_add(1),
+            memory_mb: self.memory_mb.saturating_add(need.memory.0.into()),
+            disk_bytes: self.disk_bytes.saturating_add(need.disk.0),
+        }
+    }
+}
+
 /// What one more machine would take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {

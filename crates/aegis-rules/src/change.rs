@@ -18,7 +18,8 @@ use crate::kill::{MachineEnd, Receipt};
 use crate::refusal::{Code, Refusal};
 use crate::request::AccessRequest;
 use crate::words::{
-    EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time, Usage, Uuid,
+    CommitId, EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time,
+    Usage, Uuid,
 };
 
 /// One thing that is written, together with the others of its set or not at all.
@@ -112,6 +113,8 @@ pub enum Change {
 
     /// Its machine has another capability token, of this name.
     InstanceToken { id: InstanceId, jti: String, at: Time },
+    /// What it is at this time is kept.
+    InstanceCommitted { id: InstanceId, commit: CommitId, memory: bool, at: Time },
     /// It asked not to be paused for idleness.
     LeaseHeld { id: InstanceId, reason: Option<String>, expires_at: Time, at: Time },
     /// It no longer does.
@@ -353,6 +356,11 @@ impl Change {
                 id,
                 vec![("parent", parent.to_string()), ("command", cut(&command.join(" ")))],
             ),
+            Change::InstanceCommitted { id, commit, memory, .. } => instance(
+                "instance.committed",
+                id,
+                vec![("commit", commit.to_string()), ("memory", memory.to_string())],
+            ),
             Change::InstanceSecrets { id, secrets, .. } => {
                 instance("instance.secrets", id, vec![("secrets", secrets.texts().join(","))])
             }
@@ -432,6 +440,7 @@ impl Change {
             | Change::VmAbsent { id, .. }
             | Change::InstanceLabelled { id, .. }
             | Change::InstanceSecrets { id, .. }
+            | Change::InstanceCommitted { id, .. }
             | Change::TokensReserved { id, .. }
             | Change::TokensSettled { id, .. }
             | Change::LeaseHeld { id, .. }

@@ -25,8 +25,8 @@ use crate::given::Given;
 use crate::kill::MachineEnd;
 use crate::remote::Remote;
 use crate::words::{
-    CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId, Limits,
-    LlmTokens, MemoryMb, Port, Time, Tree, Usage,
+    CommitId, CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId,
+    Limits, LlmTokens, MemoryMb, Port, Time, Tree, Usage,
 };
 
 /// What an instance is made of; kept over restarts.
@@ -58,6 +58,17 @@ pub struct Spec {
     pub authorized_key: Option<String>,
     /// What it is given besides its machine.
     pub given: Given,
+    /// The commit that it starts from.
+    pub origin: Option<Origin>,
+}
+
+/// What a machine starts from besides its image; its disk lies over the commit's, for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The commit.
+    pub commit: CommitId,
+    /// At its first start it goes on from the commit's memory.
+    pub memory: bool,
 }
 
 #[cfg(test)]
@@ -78,6 +89,7 @@ impl Spec {
             idle_policy: IdlePolicy::Default,
             authorized_key: None,
             given: Given::default(),
+            origin: None,
         }
     }
 }

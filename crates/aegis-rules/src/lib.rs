@@ -18,6 +18,7 @@ pub mod capability;
 pub mod capacity;
 pub mod cascade;
 pub mod change;
+pub mod commit;
 pub mod egress;
 pub mod envelope;
 pub mod exceed;

@@ -27,6 +27,10 @@ pub enum Code {
     ImageNotFound,
     /// Instances have the image.
     ImageInUse,
+    /// This host has no such commit.
+    CommitNotFound,
+    /// Instances started from the commit.
+    CommitInUse,
     /// The invite is not in a state for that.
     InviteState,
     /// The guest is not in a state for that.
@@ -62,6 +66,8 @@ impl Code {
             Code::SecretNotFound => "secret_not_found",
             Code::ImageNotFound => "image_not_found",
             Code::ImageInUse => "image_in_use",
+            Code::CommitNotFound => "commit_not_found",
+            Code::CommitInUse => "commit_in_use",
             Code::InviteState => "invite_state",
             Code::GuestState => "guest_state",
             Code::InstanceState => "instance_state",

@@ -42,6 +42,7 @@ fn spec() -> Spec {
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
         given: Given::default(),
+        origin: None,
     }
 }
 

@@ -47,6 +47,7 @@ fn spec(size: u32) -> Spec {
         idle_policy: IdlePolicy::Default,
         authorized_key: None,
         given: Given::default(),
+        origin: None,
     }
 }
 

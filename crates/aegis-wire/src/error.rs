@@ -105,11 +105,13 @@ pub fn status(code: Code) -> u16 {
         | Code::RequestNotFound
         | Code::SecretNotFound
         | Code::ImageNotFound
+        | Code::CommitNotFound
         | Code::InstanceNotFound => 404,
         Code::AlreadyRedeemed
         | Code::InstanceState
         | Code::HandleTaken
         | Code::ImageInUse
+        | Code::CommitInUse
         | Code::EnvelopeExhausted => 409,
         Code::NoCapacity | Code::NotEnforceable => 503,
     }
@@ -128,12 +130,14 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::RequestNotFound
         | Code::SecretNotFound
         | Code::ImageNotFound
+        | Code::CommitNotFound
         | Code::InvalidToken => rpc::CODE_NOT_FOUND,
         Code::AlreadyRedeemed
         | Code::InviteState
         | Code::GuestState
         | Code::InstanceState
         | Code::ImageInUse
+        | Code::CommitInUse
         | Code::HandleTaken => rpc::CODE_CONFLICT,
         Code::InvalidField | Code::MalformedRequest => rpc::CODE_PARAMS,
         Code::NoCapacity | Code::NotEnforceable => rpc::CODE_UNAVAILABLE,

@@ -14,12 +14,14 @@ use aegis_rules::envelope::EnvelopeAsk;
 use aegis_rules::given::{Models, Secrets};
 use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance};
 
+mod commits;
 mod exec;
 mod given;
 mod ports;
 mod reach;
 mod tree;
 
+pub use commits::{CommitBody, CommitShape, FORKS_MAX, Fork, ForkBody};
 pub use exec::{ExecBody, TerminalBody, TerminalControl};
 use exec::{check_command, check_cwd, check_env};
 pub(crate) use given::services;
@@ -91,6 +93,16 @@ pub struct CreateBody {
     /// parent for a child.
     #[serde(default)]
     pub egress: Option<EgressBody>,
+    /// The commit that it starts from: id or name.
+    #[serde(default)]
+    pub commit: Option<String>,
+    /// Boots from the commit's, or the other machine's, disk alone.
+    #[serde(default)]
+    pub disk_only: bool,
+    /// Of a machine: itself (`self`) or a child of it, which is kept as it is now; the new one starts
+    /// from that.
+    #[serde(default)]
+    pub from: Option<String>,
     /// Name of the kit that this comes from: what it may do lies within what the host lets kits have.
     #[serde(default)]
     pub kit: Option<String>,
@@ -117,6 +129,9 @@ pub struct Create {
     pub capabilities: CapabilityAsk,
     pub envelope: EnvelopeAsk,
     pub egress: EgressAsk,
+    pub commit: Option<String>,
+    pub disk_only: bool,
+    pub from: Option<String>,
     pub kit: Option<String>,
 }
 
@@ -136,6 +151,14 @@ impl CreateBody {
         }
         if self.kit.as_ref().is_some_and(|k| k.is_empty() || k.len() > 255) {
             return Err(Refusal::field("kit", "a name of 1 to 255 bytes"));
+        }
+        for (field, text) in [("commit", &self.commit), ("from", &self.from)] {
+            if text.as_ref().is_some_and(|t| t.is_empty() || t.len() > 64) {
+                return Err(Refusal::field(field, "an id or a name"));
+            }
+        }
+        if self.disk_only && self.commit.is_none() && self.from.is_none() {
+            return Err(Refusal::field("disk_only", "left out where nothing is started from"));
         }
         let ranged = |name: &str, value: Option<f64>, limit: Limit| match value {
             None => Ok(None),
@@ -174,6 +197,9 @@ impl CreateBody {
             capabilities: self.capabilities.unwrap_or_default().parse()?,
             envelope: self.envelope.unwrap_or_default().parse()?,
             egress: self.egress.unwrap_or_default().parse("egress")?,
+            commit: self.commit,
+            disk_only: self.disk_only,
+            from: self.from,
             kit: self.kit,
         })
     }
@@ -204,6 +230,9 @@ pub struct InstanceShape {
     pub memory_mb: u32,
     pub vcpus: f64,
     pub disk_gb: f64,
+    /// What it started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -287,6 +316,7 @@ impl InstanceShape {
             memory_mb: spec.memory.0,
             vcpus: spec.cpu.cores(),
             disk_gb: (spec.disk.gb() * 1e4).round() / 1e4,
+            commit: spec.origin.as_ref().map(|origin| origin.commit.to_string()),
             boot_id: instance.boot_id.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             idle_policy: spec.idle_policy.word().to_owned(),

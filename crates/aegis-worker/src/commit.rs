@@ -64,6 +64,7 @@ pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Resu
     let target = new_disk(&dir.join(commit::DISK), source.bed)?;
     let outcome = tokio::time::timeout(COMMIT_DEADLINE, async {
         let mirror = Mirror::begin(source.qmp, &target).await?;
+        sync(source).await?;
         if memory {
             with_memory(source, mirror, &target, dir).await
         } else {
@@ -109,14 +110,21 @@ pub fn fits(from: &From, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets the mirror have what is written, and stops for the moment in which it is let go.
-async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
+/// Has what was written inside reach the disk, which then serves without the memory too.
+async fn sync(source: &Source<'_>) -> anyhow::Result<()> {
     if !source.frozen {
         let session = source.relay.session().await?;
         let _: Value = session.peer.call(method::SYNC, &Value::Null, RPC_DEADLINE).await?;
+    }
+    Ok(())
+}
+
+/// Stops for the moment in which the mirror is let go.
+async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
+    let stopped = Instant::now();
+    if !source.frozen {
         source.qmp.execute("stop", Value::Null).await?;
     }
-    let stopped = Instant::now();
     mirror.end().await?;
     go_on(source).await?;
     Ok(stopped.elapsed())

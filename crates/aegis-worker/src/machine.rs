@@ -359,23 +359,9 @@ impl Identified {
             anyhow::Ok(drained)
         };
         let drained = alive(death.happened(), work).await?;
-        let engine = Engine { qmp: Arc::new(qmp), death: death.clone() };
+        let engine = Engine { qmp: Arc::new(qmp), death };
         let live = Live::new(engine, bed, relay, log, boot_id, frozen, Arc::clone(&books));
-        let live = Arc::new(live);
-        if let Some(port) = launch.await_port {
-            shared.stage(STAGE_PORT);
-            let mut exited = live.relay.exited.clone();
-            tokio::select! {
-                accepts = alive(death.happened(), await_port(&live.relay, port)) => accepts?,
-                _ = exited.wait_for(Option::is_some) => {
-                    return Ok(Running::new(shared, books, live, drained));
-                }
-            }
-        }
-        shared.live.send_replace(Some(Arc::clone(&live)));
-        tracing::info!(boot_id = live.boot_id, "running");
-        shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
-        Ok(Running::new(shared, books, live, drained))
+        up(shared, books, live, drained, launch.await_port).await
     }
 }
 
@@ -414,13 +400,34 @@ impl Booted {
         };
         let (boot_id, drained) = alive(death.happened(), work).await?;
         let engine = Engine { qmp: Arc::new(qmp), death };
-        let live = Live::new(engine, bed, relay, log, boot_id.clone(), frozen, Arc::clone(&books));
-        let live = Arc::new(live);
-        shared.live.send_replace(Some(Arc::clone(&live)));
-        tracing::info!(boot_id, "goes on");
-        shared.state.send_replace(MachineState::Running { boot_id });
-        Ok(Running::new(shared, books, live, drained))
+        let live = Live::new(engine, bed, relay, log, boot_id, frozen, Arc::clone(&books));
+        up(shared, books, live, drained, launch.await_port).await
     }
+}
+
+/// Its processes run: it is said to, once the port accepts that is awaited.
+async fn up(
+    shared: Arc<Shared>,
+    books: Arc<Books>,
+    live: Live,
+    drained: watch::Receiver<bool>,
+    await_port: Option<u16>,
+) -> anyhow::Result<Running> {
+    let live = Arc::new(live);
+    if let Some(port) = await_port {
+        shared.stage(STAGE_PORT);
+        let mut exited = live.relay.exited.clone();
+        tokio::select! {
+            accepts = alive(live.died(), accepts(&live.relay, port)) => accepts?,
+            _ = exited.wait_for(Option::is_some) => {
+                return Ok(Running::new(shared, books, live, drained));
+            }
+        }
+    }
+    shared.live.send_replace(Some(Arc::clone(&live)));
+    tracing::info!(boot_id = live.boot_id, "running");
+    shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
+    Ok(Running::new(shared, books, live, drained))
 }
 
 /// Puts the CPU quota in force.
@@ -462,7 +469,7 @@ pub async fn alive<T, E: Into<anyhow::Error>>(
 }
 
 /// Waits until a port inside accepts, for as long as it takes: who asked for it may give up.
-async fn await_port(relay: &Relay, port: u16) -> anyhow::Result<()> {
+async fn accepts(relay: &Relay, port: u16) -> anyhow::Result<()> {
     let wait = RPC_DEADLINE.saturating_sub(Duration::from_secs(5));
     let timeout_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     loop {

@@ -11,6 +11,7 @@ use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
 use crate::cloud::Cloud;
+use crate::commits::Commits;
 use crate::config::Config;
 use crate::keys::Keys;
 use crate::ledger::Ledger;
@@ -31,6 +32,8 @@ pub struct Ctx {
     pub cloud: Option<Cloud>,
     /// Follows directories.
     pub watch: Watch,
+    /// What is kept of machines.
+    pub commits: Commits,
     /// Which sizes of machines trees have asked for.
     pub sizes: Sizes,
     /// Usage of running machines that is newer than the ledger's.

@@ -13,7 +13,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use aegis_rules::invite::SecretHash;
-use aegis_wire::words::{GuestId, InstanceId, InviteCode, InviteId, Time, Uuid};
+use aegis_wire::words::{CommitId, GuestId, InstanceId, InviteCode, InviteId, Time, Uuid};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -148,6 +148,11 @@ pub fn guest_id(now: Time) -> io::Result<GuestId> {
 /// A fresh instance id: 80 random bits, so that it can't be guessed from its time.
 pub fn instance_id(now: Time) -> io::Result<InstanceId> {
     InstanceId::from_ulid_text(&ulid(now)?).map_err(io::Error::other)
+}
+
+/// A fresh commit id.
+pub fn commit_id(now: Time) -> io::Result<CommitId> {
+    CommitId::from_ulid_text(&ulid(now)?).map_err(io::Error::other)
 }
 
 /// A random UUID (version 4), for boot and exec ids.

@@ -9,6 +9,7 @@ mod app;
 mod broker;
 mod clock;
 mod cloud;
+mod commits;
 mod config;
 mod ctx;
 mod doors;
@@ -161,7 +162,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (meters, sizes) = (Meters::default(), Sizes::default());
     let watch = watch::Watch::default();
     let metrics = metrics::Metrics::default();
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, cloud, watch, sizes, meters, metrics });
+    let commits = commits::Commits::of(&home);
+    let ctx = Arc::new(Ctx {
+        config,
+        keys,
+        clock,
+        ledger,
+        cloud,
+        watch,
+        commits,
+        sizes,
+        meters,
+        metrics,
+    });
     let router = Router::default();
     app::llm::settle_lost(&ctx).await.context("cannot settle the calls of before")?;
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);

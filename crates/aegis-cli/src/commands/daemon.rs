@@ -276,7 +276,9 @@ pub async fn down(ask: &Ask, args: DownArgs) -> Result<()> {
     }
     work.done("ended");
     if args.all {
-        quit_keepers(&ask.home.root().join("golden"));
+        for snapshots in ["golden", "commits"] {
+            quit_keepers(&ask.home.root().join(snapshots));
+        }
     }
     ask.format.answer(&json!({ "running": false, "stopped": stopped }), String::new)
 }

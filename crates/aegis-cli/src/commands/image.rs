@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aegis_wire::images::{Part, Progress};
 use aegis_wire::path::escape;
+use aegis_wire::words::CommitId;
 use bytes::Bytes;
 use clap::Subcommand;
 use futures_util::Stream;
@@ -116,6 +117,9 @@ pub async fn run(ask: &Ask, command: ImageCommand) -> Result<()> {
 /// that is.
 pub async fn provide(ask: &Ask, machine: &Value) -> Result<()> {
     let Some(image) = machine.get("image_ref").and_then(Value::as_str) else { return Ok(()) };
+    if image.parse::<CommitId>().is_ok() {
+        return Ok(());
+    }
     let body = json!({ "image_ref": image, "if_missing": true });
     let lines = ask.client.lines(Method::POST, "/v1/images", Some(body)).await?;
     follow(lines, image).await.map(drop).map_err(|failure| match failure {

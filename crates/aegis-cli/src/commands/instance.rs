@@ -95,10 +95,11 @@ Examples:
   aegis instance start --expose 8080 -- python3 -m http.server 8080
   aegis instance start --can-spawn --max-children 3 --limit-memory 2G --name bot -- python3 bot.py
   aegis instance start --kit examples/build-bot/kit.toml
+  aegis instance start --commit golden --name web2      goes on where the commit was taken
   aegis instance start web          again, from its stored settings")]
 pub struct StartArgs {
     /// Id or handle of a stopped one
-    #[arg(required_unless_present_any = ["command", "kit", "image"], conflicts_with_all = ["command", "kit", "image"])]
+    #[arg(required_unless_present_any = ["command", "kit", "image", "commit"], conflicts_with_all = ["command", "kit", "image", "commit"])]
     existing: Option<String>,
     #[command(flatten)]
     shape: Shape,

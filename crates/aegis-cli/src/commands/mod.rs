@@ -1,6 +1,7 @@
 //! One file per noun, each function one question to the daemon.
 
 pub mod audit;
+pub mod commit;
 pub mod daemon;
 pub mod events;
 pub mod exec;
@@ -49,6 +50,9 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Run(args) => run::run(ask, *args).await,
         Command::Exec(args) => exec::exec(ask, args).await,
         Command::Logs(args) => logs::logs(ask, args).await,
+        Command::Commit(args) => commit::commit(ask, args).await,
+        Command::Commits(command) => commit::run(ask, command).await,
+        Command::Fork(args) => commit::fork(ask, args).await,
         Command::Image(command) => image::run(ask, command).await,
         Command::Instance(command) => instance::run(ask, command).await,
         Command::Invite(command) => invite::run(ask, command).await,

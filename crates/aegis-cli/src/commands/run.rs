@@ -34,7 +34,7 @@ pub struct RunArgs {
     #[command(flatten)]
     shape: Shape,
     /// The command and its arguments, after `--` [default: the image's own]
-    #[arg(last = true, required_unless_present_any = ["kit", "image"], value_name = "COMMAND")]
+    #[arg(last = true, required_unless_present_any = ["kit", "image", "commit"], value_name = "COMMAND")]
     command: Vec<String>,
 }
 

@@ -27,6 +27,12 @@ pub struct Shape {
     /// Image, pulled if it is not there [default: the host's]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
+    /// Start from what was kept of a machine: id or name of a commit
+    #[arg(long, value_name = "COMMIT")]
+    commit: Option<String>,
+    /// Boot from the commit's disk alone
+    #[arg(long, requires = "commit")]
+    disk_only: bool,
     /// Name of your own for it, unique on this host
     #[arg(long, value_name = "HANDLE")]
     name: Option<String>,
@@ -138,8 +144,10 @@ impl Shape {
             body["command"] = json!(command);
         }
         set(&mut body, "image_ref", self.image);
-        // An image may name a command; whether it does, the daemon knows.
-        if body.get("command").is_none() && body.get("image_ref").is_none() {
+        set(&mut body, "commit", self.commit);
+        set(&mut body, "disk_only", self.disk_only.then_some(true));
+        // An image may name a command; whether it does, the daemon knows. A commit has its own.
+        if ["command", "image_ref", "commit"].iter().all(|f| body.get(f).is_none()) {
             return Err(Failure::Usage(
                 "the kit names no command: put one after `--`, or into the kit".into(),
             ));

@@ -24,8 +24,13 @@ pub struct Child {
 #[serde(deny_unknown_fields)]
 pub struct Spawn {
     /// Program and arguments of the child's main process; the child stops when it ends. For a
-    /// machine to work in with instance_exec: ["sleep", "infinity"].
+    /// machine to work in with instance_exec: ["sleep", "infinity"]. Left out with from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// Instead of an image: "self", or a child's id, which runs. The new child goes on where that one
+    /// is now, with all its processes and files, as a machine of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// A name of your own for it, unique on the host: letters, digits, '.', '_', '-'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handle: Option<String>,

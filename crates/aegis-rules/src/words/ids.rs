@@ -90,6 +90,11 @@ word! {
     |s| s.strip_prefix("inst-").is_some_and(is_ulid)
 }
 word! {
+    /// Id of a commit: `commit-` and a ULID.
+    CommitId, "commit id", "commit- and a ULID",
+    |s| s.strip_prefix("commit-").is_some_and(is_ulid)
+}
+word! {
     /// A name that a host gives an instance (contracts/aegis.md 1).
     Handle, "handle", "1 to 63 of a-z A-Z 0-9 . _ - and begin with a letter or digit", is_handle
 }
@@ -150,6 +155,20 @@ impl Uuid {
             *byte = pair.iter().fold(0, |high, digit| high << 4 | value(*digit));
         }
         bytes
+    }
+}
+
+impl CommitId {
+    /// The commit id that carries this ULID.
+    pub fn from_ulid_text(ulid: &str) -> Result<CommitId, BadWord> {
+        format!("commit-{ulid}").parse()
+    }
+}
+
+impl ImageRef {
+    /// The commit that is meant, where a golden is named by its id (contracts/couch.md 3).
+    pub fn commit(&self) -> Option<CommitId> {
+        self.as_str().parse().ok()
     }
 }
 

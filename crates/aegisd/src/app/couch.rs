@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use aegis_rules::capacity::{self, Need};
+use aegis_rules::change::Change;
 use aegis_rules::given::Given;
 use aegis_rules::guest::{self, Guest, GuestStatus, ReportedUsage};
 use aegis_rules::instance::{Expose, IdlePolicy, Protocol, Spec};
 use aegis_rules::invite::{self, Fresh, Invite, InviteStatus, Redeem, Redeemed};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::words::{GuestId, InstanceId, InviteCode, InviteId, Label, Port, PublicKey, Usage};
+use aegis_wire::words::{
+    GuestId, ImageRef, InstanceId, InviteCode, InviteId, Label, Port, PublicKey, Usage,
+};
 
 use super::{App, Error, Host, Public, guest_not_found};
 use crate::config::{Config, ProvisionerKind};
+use crate::ctx::Ctx;
 use crate::keys::{self, hash};
 use crate::ledger::Page;
 
@@ -20,7 +24,10 @@ const AGENT_PORT: u64 = 8080;
 
 /// Makes an invite.
 pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<Invite, Error> {
-    if let (Some(image), ProvisionerKind::Local) = (&ask.offer.golden, app.ctx.config.provisioner) {
+    let commit = ask.offer.golden.as_ref().and_then(ImageRef::commit);
+    if let (Some(image), ProvisionerKind::Local) = (&ask.offer.golden, app.ctx.config.provisioner)
+        && commit.is_none()
+    {
         super::images::check(&app.ctx.config, "golden", image)?;
     }
     if app.ctx.config.provisioner == ProvisionerKind::Vers {
@@ -30,11 +37,25 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
     let id = keys::invite_id(now)?;
     let code = hash(app.ctx.keys.invite_code(&id).as_str());
     let copy = id.clone();
-    app.ctx.ledger.write("host", move |_| Ok((invite::create(ask, copy, code, now), ()))).await?;
+    let ctx = app.ctx.clone();
+    let write = app.ctx.ledger.write("host", move |_| {
+        let changes = invite::create(ask, copy, code, now);
+        for change in &changes {
+            if let Change::InviteCreated(invite) = change {
+                // What can't be redeemed is refused now.
+                spec(&ctx, invite, None)?;
+            }
+        }
+        Ok((changes, ()))
+    });
+    write.await?;
     let invite = stored_invite(app, &id)?;
     // Whoever redeems it shall not wait for what can be made before.
     let here = app.ctx.config.provisioner == ProvisionerKind::Local;
-    if let Some(spec) = spec(&app.ctx.config, &invite, None).filter(|_| here) {
+    if let Ok(Some(spec)) = spec(&app.ctx, &invite, None)
+        && spec.origin.is_none()
+        && here
+    {
         app.lifecycle.expect(&spec);
     }
     Ok(invite)
@@ -102,7 +123,12 @@ pub async fn redeem(
                 Some(id) => facts.guest(id)?,
                 None => None,
             };
-            let spec = invite.as_ref().and_then(|i| spec(&ctx.config, i, ask.public_key.as_ref()));
+            let spec = match &invite {
+                Some(invite) if invite.status_at(now) == InviteStatus::Active => {
+                    spec(&ctx, invite, ask.public_key.as_ref())?
+                }
+                _ => None,
+            };
             let in_vers = ctx.config.provisioner == ProvisionerKind::Vers;
             let need = spec.as_ref().filter(|_| !in_vers).map(Need::of);
             let redeemed =
@@ -127,12 +153,14 @@ pub async fn redeem(
 }
 
 /// The machine that an invite becomes; none where guests are activated by hand.
-fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spec> {
+fn spec(ctx: &Ctx, invite: &Invite, key: Option<&PublicKey>) -> Result<Option<Spec>, Refusal> {
+    let config = &ctx.config;
     match config.provisioner {
         ProvisionerKind::Local => {}
-        ProvisionerKind::Manual => return None,
-        ProvisionerKind::Vers => return spec_in_vers(config, invite),
+        ProvisionerKind::Manual => return Ok(None),
+        ProvisionerKind::Vers => return Ok(spec_in_vers(config, invite)),
     }
+    let golden = invite.offer.golden.clone().unwrap_or_else(|| config.default_image.clone());
     let agent_port = invite
         .offer
         .agent_port
@@ -140,15 +168,17 @@ fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spe
     // Awaited where somebody said that something answers there.
     let expected = invite.offer.agent_port.is_some() || config.guest_serves;
     let (cpu, memory, disk) = invite.root_size();
-    Some(Spec {
-        handle: None,
-        image: invite.offer.golden.clone().unwrap_or_else(|| config.default_image.clone()),
-        command: config.guest_command.clone(),
-        env: BTreeMap::new(),
-        cwd: None,
-        cpu,
-        memory,
-        disk,
+    let made_of = match golden.commit() {
+        Some(id) => {
+            let kept = ctx.commits.get(&id).ok_or_else(|| {
+                let message = format!("the golden {id} is not on this host");
+                Refusal::new(Code::NotEnforceable, message).hint("`aegis commits` lists what is")
+            })?;
+            kept.commit.within(cpu, memory, disk)?
+        }
+        None => bare(golden, config.guest_command.clone(), invite),
+    };
+    Ok(Some(Spec {
         exposes: vec![Expose {
             guest_port: agent_port,
             public_port: None,
@@ -158,17 +188,23 @@ fn spec(config: &Config, invite: &Invite, key: Option<&PublicKey>) -> Option<Spe
         idle_policy: IdlePolicy::LeaveRunning,
         authorized_key: key.map(|k| k.as_str().to_owned()),
         given: invite.root_given(),
-    })
+        ..made_of
+    }))
 }
 
 /// What is known here of a machine in the vers cloud: its commit. Its size comes with that.
 fn spec_in_vers(config: &Config, invite: &Invite) -> Option<Spec> {
     let golden = || config.vers.as_ref()?.golden.as_ref()?.as_str().parse().ok();
+    Some(bare(invite.offer.golden.clone().or_else(golden)?, Vec::new(), invite))
+}
+
+/// A machine of an invite's size, of which nobody said more.
+fn bare(image: ImageRef, command: Vec<String>, invite: &Invite) -> Spec {
     let (cpu, memory, disk) = invite.root_size();
-    Some(Spec {
+    Spec {
         handle: None,
-        image: invite.offer.golden.clone().or_else(golden)?,
-        command: Vec::new(),
+        image,
+        command,
         env: BTreeMap::new(),
         cwd: None,
         cpu,
@@ -179,7 +215,8 @@ fn spec_in_vers(config: &Config, invite: &Invite) -> Option<Spec> {
         idle_policy: IdlePolicy::LeaveRunning,
         authorized_key: None,
         given: Given::default(),
-    })
+        origin: None,
+    }
 }
 
 /// A guest with its usage, measured up to now.
@@ -292,7 +329,7 @@ where
             &Guest,
             &[aegis_rules::instance::Instance],
             aegis_wire::words::Time,
-        ) -> Result<Vec<aegis_rules::change::Change>, Refusal>
+        ) -> Result<Vec<Change>, Refusal>
         + Send
         + 'static,
 {

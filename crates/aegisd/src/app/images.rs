@@ -199,11 +199,15 @@ fn uses(app: &App, images: &Images) -> Result<BTreeMap<String, u64>, Error> {
     for instance in app.ctx.ledger.read(|f| f.instances())? {
         *uses.entry(key(app, images, &instance)).or_insert(0) += 1;
     }
+    for kept in app.ctx.commits.all() {
+        let key = kept.digest.unwrap_or_else(|| kept.commit.image.to_string());
+        *uses.entry(key).or_insert(0) += 1;
+    }
     Ok(uses)
 }
 
 fn key(app: &App, images: &Images, instance: &Instance) -> String {
-    let found = lifecycle::image(&app.ctx, &instance.id, &instance.spec.image);
+    let found = lifecycle::image(&app.ctx, instance);
     let name = || instance.spec.image.to_string();
     match found {
         Some(image) => image.digest.unwrap_or_else(name),
@@ -238,7 +242,7 @@ pub async fn remove(_: Host, app: &App, image: &ImageRef) -> Result<(), Error> {
     let free = |key: &str| match uses.get(key) {
         None => Ok(()),
         Some(n) => {
-            let message = format!("the image {image} is in use by {n} instances");
+            let message = format!("the image {image} is in use by {n} instances and commits");
             Err(Refusal::new(Code::ImageInUse, message).hint("delete them first"))
         }
     };

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aegis_rules::capability::Capabilities;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
-use aegis_rules::envelope;
+use aegis_rules::envelope::{self, EnvelopeAsk};
 use aegis_rules::given::Given;
 use aegis_rules::guest::Guest;
 use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask, subtree};
@@ -13,10 +14,10 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::ExecStart;
 use aegis_wire::egress::ServiceName;
 use aegis_wire::host::{Create, InstanceShape};
-use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Tree};
+use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Time, Tree};
 
 use super::exec::{self, Running};
-use super::{App, Error, Host, images, instance_not_found, secrets, tree};
+use super::{App, Error, Host, commits, images, instance_not_found, secrets, tree};
 use crate::config::Config;
 use crate::images::{Images, is_ours};
 use crate::keys;
@@ -91,7 +92,9 @@ pub async fn create_lent(
     lent: Option<BTreeMap<String, String>>,
 ) -> Result<Created, Error> {
     match make(app, create.clone(), lent.clone()).await {
-        Err(Error::Refused(refusal)) if refusal.field.as_deref() == Some("image_ref") => {
+        Err(Error::Refused(refusal))
+            if refusal.field.as_deref() == Some("image_ref") && create.commit.is_none() =>
+        {
             let image = create.image.as_ref().unwrap_or(&app.ctx.config.default_image);
             images::provide(app, image, refusal).await?;
             make(app, create, lent).await
@@ -108,6 +111,7 @@ async fn make(
     let now = app.ctx.now();
     let id = keys::instance_id(now)?;
     let config = app.ctx.config.clone();
+    let (origin, _held) = commits::meant(&app.ctx, &create)?.unzip();
     let (id, is_new) = app
         .ctx
         .ledger
@@ -131,45 +135,67 @@ async fn make(
                 return Ok((changes, (there.id, false)));
             }
             may_bring(create.workspace.is_some())?;
-            let defaults = Limits::default();
-            let disk = create.disk.unwrap_or(DiskBytes(defaults.disk.0 / 2));
-            if create.command.is_none() {
-                let image = create.image.as_ref().unwrap_or(&config.default_image);
-                // Whether it names a command, nobody knows before it is there.
-                if !is_ours(image) {
-                    images::check(&config, "image_ref", image)?;
-                }
+            if create.from.is_some() {
+                let what = "left out: only a machine has a self; fork makes machines of one";
+                return Err(Refusal::field("from", what).into());
             }
-            let command = "a list of words: a new instance needs its primary process, and its image names none";
-            let spec = spec(&create, &config, disk, command)?;
+            let spec = match &origin {
+                Some(kept) => commits::spec(&kept.commit, &create)?,
+                None => new_spec(&create, &config)?,
+            };
             let rights = create.capabilities.granted()?;
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
             secrets::check(facts, &spec.given.secrets)?;
-            images::check(&config, "image_ref", &spec.image)?;
             check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
-            let room = envelope::narrow(&envelope::of_host(&config.capacity), &create.envelope);
-            let ends_at = create.envelope.duration.map(|length| now.plus(length));
-            let tree = Tree::Instance(id.clone());
-            let instance = Instance::new(id.clone(), tree, None, None, spec, now)
-                .with_rights(rights, room, ends_at)
+            let instance = of_host(&config, id.clone(), spec, rights, &create.envelope, now)?
                 .with_egress(create.egress.granted())
                 .lent_as(lent);
-            if !envelope::Draw::of_new(&instance.spec).fits(&instance.envelope) {
-                return Err(Refusal::field(
-                    "envelope",
-                    "at least as large as the instance's own CPU, memory and disk",
-                )
-                .into());
-            }
             Ok((vec![Change::InstanceCreated(Box::new(instance))], (id, true)))
         })
         .await?;
     app.lifecycle.knock(&id);
     let instance = app.ctx.ledger.read(|f| f.instance(&id))?.ok_or_else(instance_not_found)?;
     Ok(if is_new { Created::New(instance) } else { Created::Restarted(instance) })
+}
+
+/// The record of a new instance of the host's own.
+pub(super) fn of_host(
+    config: &Config,
+    id: InstanceId,
+    spec: Spec,
+    rights: Capabilities,
+    envelope: &EnvelopeAsk,
+    now: Time,
+) -> Result<Instance, Refusal> {
+    let room = envelope::narrow(&envelope::of_host(&config.capacity), envelope);
+    let ends_at = envelope.duration.map(|length| now.plus(length));
+    let tree = Tree::Instance(id.clone());
+    let instance =
+        Instance::new(id, tree, None, None, spec, now).with_rights(rights, room, ends_at);
+    if envelope::Draw::of_new(&instance.spec).fits(&instance.envelope) {
+        return Ok(instance);
+    }
+    Err(Refusal::field("envelope", "at least as large as the instance's own CPU, memory and disk"))
+}
+
+/// What an instance is made of that starts from an image, which must be there.
+fn new_spec(create: &Create, config: &Config) -> Result<Spec, Refusal> {
+    let disk = create.disk.unwrap_or(DiskBytes(Limits::default().disk.0 / 2));
+    if create.command.is_none() {
+        let image = create.image.as_ref().unwrap_or(&config.default_image);
+        // Whether it names a command, nobody knows before it is there.
+        if !is_ours(image) {
+            images::check(config, "image_ref", image)?;
+        }
+    }
+    let command =
+        "a list of words: a new instance needs its primary process, and its image names none";
+    let spec = spec(create, config, disk, command)?;
+    images::check(config, "image_ref", &spec.image)?;
+    Ok(spec)
 }
 
 /// What an instance is made of, with this host's defaults and its image's command; `command` says
@@ -202,12 +228,18 @@ pub(super) fn spec(
         await_port: None,
         idle_policy: create.idle_policy,
         authorized_key: None,
-        given: Given {
-            secrets: create.secrets.clone(),
-            services: create.services.clone().unwrap_or_default(),
-            models: create.models.clone(),
-        },
+        given: given(create),
+        origin: None,
     })
+}
+
+/// What an instance is given that is asked for.
+pub(super) fn given(create: &Create) -> Given {
+    Given {
+        secrets: create.secrets.clone(),
+        services: create.services.clone().unwrap_or_default(),
+        models: create.models.clone(),
+    }
 }
 
 /// A kit comes from elsewhere: the host says in its settings what it lets kits have.
@@ -251,7 +283,7 @@ fn start(
     config: &Config,
     instance: &Instance,
     guest: Option<&Guest>,
-    now: aegis_wire::words::Time,
+    now: Time,
 ) -> Result<Vec<Change>, WriteError> {
     match ask(instance, guest, &facts.family(&instance.tree)?, Verb::Start, now)? {
         Asked::Already => Ok(vec![]),

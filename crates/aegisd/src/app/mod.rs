@@ -2,6 +2,7 @@
 //! context, then the parsed request; what is decided is for the rules.
 
 pub mod audit;
+pub mod commits;
 pub mod couch;
 pub mod events;
 pub mod exec;

@@ -10,7 +10,7 @@ use aegis_rules::capability::WorkspaceAsk;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::envelope;
-use aegis_rules::instance::{Expose, Instance, subtree};
+use aegis_rules::instance::{Expose, Instance, Origin, subtree};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_rules::request::Wish;
 use aegis_rules::spawn::{self, Permit};
@@ -23,6 +23,7 @@ use aegis_wire::words::{DiskBytes, DurationMs, InstanceId, Port, Time};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::commits::{self, Take};
 use super::exec::{self, Running};
 use super::instances::{self, Goal};
 use super::{App, Error, instance_not_found, logs, ports, secrets};
@@ -111,18 +112,28 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     if create.kit.is_some() {
         return Err(Refusal::field("kit", "absent: only a host starts kits").into());
     }
+    if create.commit.is_some() {
+        let refusal = Refusal::field("commit", "left out: commits are the host's");
+        return Err(refusal.hint("from: \"self\" starts a child from what you are now").into());
+    }
     let config = app.ctx.config.clone();
-    let disk = match create.disk {
-        Some(disk) => disk,
-        None => default_disk(caller, app, now)?,
+    let source = create.from.as_ref().map(|from| source(caller, app, from)).transpose()?;
+    let spec = match &source {
+        Some(source) => commits::preview(source, &create, now)?,
+        None => {
+            let disk = match create.disk {
+                Some(disk) => disk,
+                None => default_disk(caller, app, now)?,
+            };
+            let command = "a list of words: the child's primary process";
+            instances::spec(&create, &config, disk, command)?
+        }
     };
-    let command = "a list of words: the child's primary process";
-    let spec = instances::spec(&create, &config, disk, command)?;
     let workspace = match create.workspace {
         Some(given) => Some(WorkspaceAsk { resolved: resolve(caller, &given).await, given }),
         None => None,
     };
-    let ask = SpawnAsk {
+    let mut ask = SpawnAsk {
         spec,
         services: create.services,
         workspace,
@@ -131,6 +142,15 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         egress: create.egress,
     };
     let (owned, actor) = (caller.copy(), caller.actor());
+    let mut held = None;
+    if let Some(source) = source {
+        // What may not be is refused before a machine stands still for it.
+        look(caller, app, Request::Spawn(Box::new(ask.clone())))?;
+        let take = Take { name: None, disk_only: create.disk_only, temporary: true };
+        let (kept, hold) = commits::keep(app, &source.id, take, &actor).await?;
+        ask.spec.origin = Some(Origin { commit: kept.commit.id, memory: kept.commit.with_memory });
+        held = Some(hold);
+    }
     let sizes = app.ctx.clone();
     let child = app
         .ctx
@@ -140,7 +160,9 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
             let Grant::Spawn(permit) = scene.grant else {
                 return Err(Refusal::new(Code::MalformedRequest, "this is no spawn").into());
             };
-            super::images::check(&config, "image_ref", &permit.spec().image)?;
+            if permit.spec().origin.is_none() {
+                super::images::check(&config, "image_ref", &permit.spec().image)?;
+            }
             if let Some(handle) = &permit.spec().handle
                 && let Some(there) = facts.instance_by_handle(handle)?
             {
@@ -162,6 +184,7 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
             Ok((changes, child))
         })
         .await?;
+    drop(held);
     app.lifecycle.knock(&child.id);
     ports::assign(app, &child.id).await?;
     // It may have ended, and be forgotten, already.
@@ -169,6 +192,21 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     Ok(ChildShape::new(&now, &address(app)))
 }
 
+/// What a machine means by `from`: itself, or a child.
+fn source(caller: &Caller, app: &App, from: &str) -> Result<Instance, Error> {
+    let (scene, id) = if from == SELF {
+        (look(caller, app, Request::SelfInfo)?, caller.channel.clone())
+    } else {
+        let scene = look(caller, app, Request::Get(from))?;
+        let Grant::Child(id) = &scene.grant else { return Err(odd_grant()) };
+        let id = id.clone();
+        (scene, id)
+    };
+    Ok(scene.record(&id)?.clone())
+}
+
+/// How a machine names itself.
+const SELF: &str = "self";
 /// Sizes of machines that one tree may ask for.
 const SIZES_MAX: usize = 8;
 

@@ -3,6 +3,7 @@
 
 mod answer;
 mod ask;
+mod commits;
 mod couch;
 mod events;
 mod guests;
@@ -132,6 +133,7 @@ fn routes(state: State) -> Router {
         .merge(guests::routes())
         .merge(host::routes())
         .merge(images::routes())
+        .merge(commits::routes())
         .merge(secrets::routes())
         .merge(vers::routes(&state))
         .fallback(answer::unknown_route)

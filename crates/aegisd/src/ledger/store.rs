@@ -245,6 +245,7 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::VmAbsent { at, .. }
         | Change::InstanceLabelled { at, .. }
         | Change::InstanceSecrets { at, .. }
+        | Change::InstanceCommitted { at, .. }
         | Change::TokensReserved { at, .. }
         | Change::TokensSettled { at, .. }
         | Change::LeaseHeld { at, .. }

@@ -7,7 +7,7 @@ use aegis_rules::given::{self, Secrets};
 use aegis_rules::instance::Instance;
 use aegis_wire::bounds::SECRETS_INJECTED_MAX;
 use aegis_wire::images::RunConfig;
-use aegis_wire::words::SecretName;
+use aegis_wire::words::{InstanceId, SecretName};
 
 use super::worker::WorkerError;
 use crate::config::Vendor;
@@ -44,6 +44,35 @@ pub(super) fn environment(
         env.entry(name.clone()).or_insert_with(|| value.clone());
     }
     Ok(env)
+}
+
+/// Names, in an instance's directory, a secret whose value is in its machine.
+const INJECTED: &str = "injected";
+
+/// Writes down whether the machine that is about to start gets the value of a secret: what is kept of
+/// its memory would hold it, whatever is said of the secret later.
+pub(super) fn note_injected(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
+    let mut injected = None;
+    for name in names(ctx, &instance.spec.given.secrets)? {
+        let secret = ctx.secret(&name).map_err(|e| failed(e.to_string()))?;
+        if !ctx.is_vendors_key(&name) && secret.is_some_and(|s| s.hosts.is_none()) {
+            injected = Some(name);
+        }
+    }
+    let path = ctx.instance_dir(&instance.id).join(INJECTED);
+    let noted = match injected {
+        Some(name) => std::fs::write(path, name.as_str()),
+        None => match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        },
+    };
+    noted.map_err(|e| failed(format!("what it is given can't be noted: {e}")))
+}
+
+/// A secret whose value is in the machine of an instance.
+pub fn injected(ctx: &Ctx, id: &InstanceId) -> Option<SecretName> {
+    std::fs::read_to_string(ctx.instance_dir(id).join(INJECTED)).ok()?.parse().ok()
 }
 
 fn failed(why: impl Into<String>) -> WorkerError {

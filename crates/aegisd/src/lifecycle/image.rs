@@ -4,7 +4,6 @@
 use std::io;
 
 use aegis_rules::instance::Instance;
-use aegis_wire::words::{ImageRef, InstanceId};
 
 use super::worker::WorkerError;
 use crate::ctx::Ctx;
@@ -14,18 +13,23 @@ use crate::images::{Image, Images};
 const FILE: &str = "image";
 
 /// What an instance has, or would get if it was started now.
-pub fn image(ctx: &Ctx, id: &InstanceId, name: &ImageRef) -> Option<Image> {
+pub fn image(ctx: &Ctx, instance: &Instance) -> Option<Image> {
     let images = Images::of(&ctx.config.home);
-    match std::fs::read_to_string(ctx.instance_dir(id).join(FILE)) {
-        Ok(digest) => images.fetched(digest.trim()),
-        Err(_) => images.find(name),
+    if let Ok(digest) = std::fs::read_to_string(ctx.instance_dir(&instance.id).join(FILE)) {
+        return images.fetched(digest.trim());
+    }
+    let origin = instance.spec.origin.as_ref().and_then(|o| ctx.commits.get(&o.commit));
+    match origin.and_then(|kept| kept.digest) {
+        // The disk of a commit lies over the image that its machine had.
+        Some(digest) => images.fetched(&digest),
+        None => images.find(&instance.spec.image),
     }
 }
 
 /// The image of an instance that starts; from now on it has no other.
 pub(super) fn pinned(ctx: &Ctx, instance: &Instance) -> Result<Image, WorkerError> {
     let name = &instance.spec.image;
-    let found = image(ctx, &instance.id, name).ok_or_else(|| {
+    let found = image(ctx, instance).ok_or_else(|| {
         WorkerError::Program(format!(
             "there is no image {name} on this host; `aegis image pull {name}` fetches it, and \
              `aegis setup` makes the image base"

@@ -41,8 +41,10 @@ use pool::Pool;
 const AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub use calls::{open_bulk, serve_calls};
+pub use environment::injected;
 pub use image::image;
 pub use remote::sweep as sweep_cloud;
+pub use steps::commit;
 pub use sweep::sweep;
 pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
 

@@ -1,19 +1,23 @@
 //! Executing one step. Each is safe to repeat, finds its outside effect by the instance's id, and
 //! holds no policy: what a fact means is for the rules.
 
+use std::path::PathBuf;
+
 use aegis_rules::allowance::{self, More};
 use aegis_rules::egress::policy;
 use aegis_rules::instance::{Fact, Instance, Spec, find};
 use aegis_wire::bounds::{
-    CA_HOSTS_MAX, GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE, KILL_VERIFY_DEADLINE,
-    RPC_DEADLINE, WORKER_GENERATION,
+    CA_HOSTS_MAX, COMMIT_DEADLINE, GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE,
+    KILL_VERIFY_DEADLINE, RPC_DEADLINE, WORKER_GENERATION,
 };
 use aegis_wire::channel::Run;
 use aegis_wire::egress::HostName;
 use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
-use aegis_wire::worker::{Disk, Egress, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed};
+use aegis_wire::worker::{
+    Committed, Disk, Egress, From, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed,
+};
 
-use super::environment::environment;
+use super::environment::{environment, note_injected};
 use super::image;
 use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
@@ -58,6 +62,8 @@ pub(super) async fn launch(
     std::fs::create_dir_all(&log_dir).map_err(program)?;
     let machines = &ctx.config.machines;
     let egress = egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?;
+    // Before a machine has any of it.
+    note_injected(ctx, instance)?;
     let image = image::pinned(ctx, instance)?;
     let launch = Launch {
         generation: WORKER_GENERATION,
@@ -65,7 +71,10 @@ pub(super) async fn launch(
         golden: golden(ctx, spec, &image),
         cpu: spec.cpu,
         disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
-        from: None,
+        from: spec
+            .origin
+            .as_ref()
+            .map(|origin| From { dir: ctx.commits.place(&origin.commit), memory: origin.memory }),
         cgroup: cgroup(ctx, instance.id.as_str()),
         require_limits: machines.require_limits,
         hostname: hostname(instance),
@@ -84,10 +93,13 @@ pub(super) async fn launch(
         await_port: spec.await_port.map(|p| p.get()),
         log_dir,
     };
-    // The next one will most likely be like this one.
-    pool.wish(launch.golden.clone(), spec.disk);
-    // A disk that was used before is not a spare's.
-    if !launch.disk.path.exists()
+    if launch.from.is_none() {
+        // The next one will most likely be like this one.
+        pool.wish(launch.golden.clone(), spec.disk);
+    }
+    // A disk that was used before, or is a commit's, is not a spare's.
+    if launch.from.is_none()
+        && !launch.disk.path.exists()
         && let Some(connection) = pool.launch(&launch).await
     {
         return Ok(connection);
@@ -207,6 +219,20 @@ pub(super) async fn freeze(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerE
 
 pub(super) async fn thaw(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
     worker::ask(ctx, &instance.id, &Request::Thaw, SUSPEND_DEADLINE).await.map(drop)
+}
+
+/// Keeps a machine's disk, and its memory, in a directory.
+pub async fn commit(
+    ctx: &Ctx,
+    id: &InstanceId,
+    dir: PathBuf,
+    memory: bool,
+) -> Result<Committed, WorkerError> {
+    let request = Request::Commit { dir, memory };
+    let mut connection = worker::ask(ctx, id, &request, COMMIT_DEADLINE + RPC_DEADLINE).await?;
+    let made: Option<Committed> =
+        worker::read_line(&mut connection).await.map_err(WorkerError::Gone)?;
+    made.ok_or_else(|| WorkerError::Gone(std::io::ErrorKind::UnexpectedEof.into()))
 }
 
 /// Puts the memory of a machine that stands still on disk.

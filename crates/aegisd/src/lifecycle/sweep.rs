@@ -6,6 +6,7 @@ use aegis_rules::{guest, instance, invite};
 use aegis_wire::words::{InstanceId, Time};
 
 use super::Lifecycle;
+use crate::app::commits::used;
 use crate::ctx::Shared;
 use crate::ledger::WriteError;
 
@@ -21,6 +22,9 @@ pub async fn sweep(ctx: Shared, lifecycle: Lifecycle) {
     let mut commits = ctx.ledger.commits();
     loop {
         commits.mark_unchanged();
+        if let Err(error) = ctx.commits.sweep(|| ctx.ledger.read(used)) {
+            tracing::error!(%error, "commits were not swept");
+        }
         let wait = match pass(&ctx, &lifecycle).await {
             Ok(Some(next)) => ctx.clock.until(next).min(LONGEST),
             Ok(None) => LONGEST,

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use aegis_rules::capability::Capabilities;
 use aegis_rules::egress::AllowList;
 use aegis_rules::guest::{Guest, Provisioner};
-use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance, Lease, Protocol, Spec};
+use aegis_rules::instance::{Exit, Expose, IdlePolicy, Instance, Lease, Origin, Protocol, Spec};
 use aegis_rules::invite::{Invite, Offer};
 use aegis_rules::kill::{MachineEnd, Receipt};
 use aegis_wire::words::{
-    BadWord, CpuMillis, DiskBytes, DurationMs, EgressBytes, Handle, ImageRef, InstanceId, Limits,
-    LlmTokens, MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Usage,
+    BadWord, CommitId, CpuMillis, DiskBytes, DurationMs, EgressBytes, Handle, ImageRef, InstanceId,
+    Limits, LlmTokens, MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -297,6 +297,14 @@ pub(super) struct SpecRow {
     authorized_key: Option<String>,
     #[serde(default)]
     given: GivenRow,
+    #[serde(default)]
+    origin: Option<OriginRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OriginRow {
+    commit: CommitId,
+    memory: bool,
 }
 
 impl SpecRow {
@@ -323,6 +331,10 @@ impl SpecRow {
             idle_policy: s.idle_policy.word().to_owned(),
             authorized_key: s.authorized_key.clone(),
             given: (&s.given).into(),
+            origin: s
+                .origin
+                .as_ref()
+                .map(|o| OriginRow { commit: o.commit.clone(), memory: o.memory }),
         }
     }
 
@@ -351,6 +363,7 @@ impl SpecRow {
                 .ok_or(BadWord::new("idle policy", "default or leave-running"))?,
             authorized_key: self.authorized_key,
             given: self.given.into_words()?,
+            origin: self.origin.map(|o| Origin { commit: o.commit, memory: o.memory }),
         })
     }
 }

@@ -1,0 +1,251 @@
+//! Commits and forks (contracts/aegis.md 7): keeping a machine that runs, and starting others from it.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use aegis_rules::capability::Capabilities;
+use aegis_rules::capacity::{self, Need};
+use aegis_rules::change::Change;
+use aegis_rules::commit::{self, Commit, Wish};
+use aegis_rules::egress::Egress;
+use aegis_rules::envelope::EnvelopeAsk;
+use aegis_rules::instance::{Instance, Spec};
+use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::host::{CommitShape, Create, Fork};
+use aegis_wire::words::{CommitId, Handle, InstanceId, Time};
+
+use super::exec::{HOST_WAIT, once_running};
+use super::{App, Error, Host, instance_not_found, instances};
+use crate::commits::{Held, Kept};
+use crate::config::Config;
+use crate::ctx::{Ctx, InUse};
+use crate::keys;
+use crate::ledger::{self, Facts, WriteError};
+use crate::lifecycle::{self, WorkerError};
+
+/// What is to be kept of a machine.
+pub(super) struct Take {
+    /// The host's name for it.
+    pub(super) name: Option<Handle>,
+    /// Its disk alone.
+    pub(super) disk_only: bool,
+    /// It goes with the last machine that is made of it.
+    pub(super) temporary: bool,
+}
+
+fn not_found() -> Refusal {
+    Refusal::new(Code::CommitNotFound, "commit not found").hint("`aegis commits` lists them")
+}
+
+/// Keeps a machine as it is now; a paused one wakes for it.
+pub async fn commit(
+    _: Host,
+    app: &App,
+    name: &str,
+    as_name: Option<Handle>,
+    disk_only: bool,
+) -> Result<CommitShape, Error> {
+    let id = instances::to_run_in(app, name).await?;
+    let take = Take { name: as_name, disk_only, temporary: false };
+    let (kept, _held) = keep(app, &id, take, "host").await?;
+    Ok(shape(&kept, 0))
+}
+
+/// Keeps the machine of an instance that was asked to run. Who gets it holds it: until then the sweep
+/// takes a temporary one.
+pub(super) async fn keep(
+    app: &App,
+    id: &InstanceId,
+    take: Take,
+    actor: &str,
+) -> Result<(Kept, Held), Error> {
+    let _in_use = InUse::begin(&app.ctx, id);
+    let (kept, held) = once_running(app, id, HOST_WAIT, || attempt(app, id, &take)).await?;
+    let change = Change::InstanceCommitted {
+        id: id.clone(),
+        commit: kept.commit.id.clone(),
+        memory: kept.commit.with_memory,
+        at: app.ctx.now(),
+    };
+    app.ctx.ledger.write(actor, move |_| Ok((vec![change], ()))).await?;
+    Ok((kept, held))
+}
+
+/// `None` where the machine does not run at this instant.
+async fn attempt(app: &App, id: &InstanceId, take: &Take) -> Result<Option<(Kept, Held)>, Error> {
+    let ctx = &app.ctx;
+    let now = ctx.now();
+    let source = ctx.ledger.read(|f| f.instance(id))?.ok_or_else(instance_not_found)?;
+    let injected = lifecycle::injected(ctx, id);
+    commit::may_take(&source, !take.disk_only, injected.as_ref())?;
+    let new = keys::commit_id(now)?;
+    let held = ctx.commits.hold(&new);
+    let dir = ctx.commits.begin(&new)?;
+    let made = match lifecycle::commit(ctx, id, dir, !take.disk_only).await {
+        Ok(made) => made,
+        Err(WorkerError::Refused(error)) if error.code == CODE_CONFLICT => return Ok(None),
+        Err(WorkerError::Refused(error)) => return Err(Error::Machine(error.message)),
+        Err(error) => return Err(error.into()),
+    };
+    let digest = lifecycle::image(ctx, &source).and_then(|image| image.digest);
+    let name = take.name.clone();
+    let commit = commit::take(&source, new, name, !take.disk_only, take.temporary, now);
+    let kept = Kept { commit, digest, made };
+    ctx.commits.keep(&kept)?;
+    Ok(Some((kept, held)))
+}
+
+fn shape(kept: &Kept, in_use: u64) -> CommitShape {
+    CommitShape::new(&kept.commit, kept.made.bytes, kept.made.stopped_us, in_use)
+}
+
+fn uses(instances: &[Instance], id: &CommitId) -> u64 {
+    let of = |i: &&Instance| i.spec.origin.as_ref().is_some_and(|o| o.commit == *id);
+    instances.iter().filter(of).count() as u64
+}
+
+/// All of them, the oldest first.
+pub fn list(_: Host, app: &App) -> Result<Vec<CommitShape>, Error> {
+    let instances = app.ctx.ledger.read(|f| f.instances())?;
+    let all = app.ctx.commits.all();
+    Ok(all.iter().map(|kept| shape(kept, uses(&instances, &kept.commit.id))).collect())
+}
+
+/// One, by id or name.
+pub fn find(_: Host, app: &App, name: &str) -> Result<CommitShape, Error> {
+    let kept = app.ctx.commits.find(name).ok_or_else(not_found)?;
+    let instances = app.ctx.ledger.read(|f| f.instances())?;
+    Ok(shape(&kept, uses(&instances, &kept.commit.id)))
+}
+
+/// Removes one, unless an instance starts from it or an invite is to.
+pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
+    let kept = app.ctx.commits.find(name).ok_or_else(not_found)?;
+    let id = kept.commit.id;
+    let held = app.ctx.commits.clone();
+    // In the writer: no instance is made meanwhile.
+    app.ctx
+        .ledger
+        .write("host", move |facts| {
+            let n = uses(&facts.instances()?, &id);
+            if n > 0 {
+                let message = format!("{n} instances start from commit {id}");
+                return Err(Refusal::new(Code::CommitInUse, message)
+                    .hint("delete them first: their disks lie over its disk")
+                    .into());
+            }
+            let gone = held.remove(&id);
+            gone.map_err(|e| ledger::Error::Commit(format!("{id} stays: {e}")))?;
+            Ok((vec![], ()))
+        })
+        .await?;
+    Ok(())
+}
+
+/// The commit that a request names, held until its instance is written.
+pub(super) fn meant(ctx: &Ctx, create: &Create) -> Result<Option<(Kept, Held)>, Refusal> {
+    let by_image = || create.image.as_ref()?.commit().map(String::from);
+    let Some(name) = create.commit.clone().or_else(by_image) else { return Ok(None) };
+    let kept = ctx.commits.find(&name).ok_or_else(not_found)?;
+    let held = ctx.commits.hold(&kept.commit.id);
+    Ok(Some((kept, held)))
+}
+
+/// What an instance that starts from a commit is made of.
+pub(super) fn spec(commit: &Commit, create: &Create) -> Result<Spec, Refusal> {
+    let spec = commit.spec(Wish {
+        disk_only: create.disk_only,
+        image: create.image.clone().filter(|image| image.commit().is_none()),
+        command: create.command.clone(),
+        cpu: create.cpu,
+        memory: create.memory,
+        disk: create.disk,
+        env: create.env.clone(),
+        cwd: create.cwd.clone(),
+        exposes: create.exposes.clone(),
+    })?;
+    Ok(Spec {
+        handle: create.handle.clone(),
+        idle_policy: create.idle_policy,
+        given: instances::given(create),
+        ..spec
+    })
+}
+
+/// What an instance would be made of that starts from what another one is now.
+pub(super) fn preview(source: &Instance, create: &Create, now: Time) -> Result<Spec, Error> {
+    let commit = commit::take(source, keys::commit_id(now)?, None, !create.disk_only, true, now);
+    Ok(spec(&commit, create)?)
+}
+
+/// What a fork made.
+pub struct Forked {
+    /// What they start from.
+    pub commit: CommitShape,
+    /// The machines.
+    pub instances: Vec<Instance>,
+}
+
+/// Makes machines of one that runs: each goes on where it was, as itself. All are there or none.
+pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forked, Error> {
+    let source = instances::find(host, app, name)?;
+    let id = instances::to_run_in(app, source.id.as_str()).await?;
+    // What can't be is refused before anything is made.
+    let config = app.ctx.config.clone();
+    app.ctx.ledger.read(|f| Ok(admit(&config, f, &source.spec, &fork.handles)))??;
+    let take = Take { name: None, disk_only: fork.disk_only, temporary: true };
+    let (kept, _held) = keep(app, &id, take, "host").await?;
+    let spec = kept.commit.spec(Wish { disk_only: fork.disk_only, ..Wish::default() })?;
+    let now = app.ctx.now();
+    let ids: io::Result<Vec<InstanceId>> =
+        fork.handles.iter().map(|_| keys::instance_id(now)).collect();
+    let ids = ids?;
+    let egress = match source.parent {
+        None => source.egress.clone(),
+        // What its ancestors forbid holds for it alone: nothing that they might is allowed.
+        Some(_) => Egress { internet: false, ..source.egress.clone() },
+    };
+    let made = app.ctx.ledger.write("host", move |facts| {
+        admit(&config, facts, &spec, &fork.handles)?;
+        let mut made = Vec::new();
+        for (id, handle) in ids.into_iter().zip(fork.handles) {
+            let spec = Spec { handle, ..spec.clone() };
+            let all = EnvelopeAsk::default();
+            let new = instances::of_host(&config, id, spec, Capabilities::default(), &all, now)?;
+            made.push(new.with_egress(egress.clone()));
+        }
+        let created = made.iter().map(|i| Change::InstanceCreated(Box::new(i.clone()))).collect();
+        Ok((created, made))
+    });
+    let made = made.await?;
+    made.iter().for_each(|instance| app.lifecycle.knock(&instance.id));
+    Ok(Forked { commit: shape(&kept, made.len() as u64), instances: made })
+}
+
+/// Whether there is room for so many machines, and their names are free.
+fn admit(
+    config: &Config,
+    facts: &Facts<'_>,
+    spec: &Spec,
+    handles: &[Option<Handle>],
+) -> Result<(), WriteError> {
+    let (mut held, need) = (facts.held()?, Need::of(spec));
+    for handle in handles {
+        capacity::admit(&config.capacity, &held, &need)?;
+        held = held.and(&need);
+        if let Some(handle) = handle
+            && facts.instance_by_handle(handle)?.is_some()
+        {
+            let message = format!("the handle {handle} is taken");
+            return Err(Refusal::new(Code::HandleTaken, message).into());
+        }
+    }
+    Ok(())
+}
+
+/// Commits that an instance starts from.
+pub(crate) fn used(facts: &Facts<'_>) -> Result<BTreeSet<CommitId>, ledger::Error> {
+    let origins = facts.instances()?.into_iter().filter_map(|i| i.spec.origin);
+    Ok(origins.map(|origin| origin.commit).collect())
+}
