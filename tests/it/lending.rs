@@ -1,7 +1,10 @@
 //! This host as a vers cloud for others: what a client of that cloud would do, with a real machine.
 
+use std::time::Duration;
+
 use aegis_tests::house::{House, MANUAL};
 use aegis_tests::http::{Answer, Client};
+use aegis_tests::{wait_for, wait_until};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -9,6 +12,8 @@ use hyper::Method;
 use hyper::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
+/// A machine that was asked for runs within this, without KVM too.
+const SOON: Duration = Duration::from_secs(120);
 const UNKNOWN: &str = "0b9cf0ad-8d4e-4a4b-9c4b-3f3d1f0a6a01";
 
 fn key(house: &House) -> String {
@@ -121,6 +126,89 @@ fn a_client_of_the_cloud_finds_what_it_knows() {
     assert_eq!(client.get("/api/v1/vms").expect(200), json!([]));
     let own = own.as_str().unwrap();
     assert_eq!(house.socket().get(&format!("/v1/instances/{own}")).status, 200, "it is there");
+}
+
+/// One host lends to another by that API: its golden commit is taken here, its guest's machine runs here,
+/// and is gone from here when the receipt there says so.
+#[test]
+fn a_host_lives_in_the_cloud_of_another() {
+    let lender = House::new("[vers_api]\nenabled = true\n[rate_limit]\nper_second = 0\n");
+    let key = key(&lender);
+    let client = lender.anybody().bearer(&key);
+    let config = json!({"vm_config": {"mem_size_mib": 256, "fs_size_mib": 512}});
+    let first = client.post("/api/v1/vm/new_root?wait_boot=true", &config).expect(201);
+    let path = |vm: &Value| format!("/api/v1/vm/{}", vm["vm_id"].as_str().unwrap());
+    let sh = |vm: &Value, script: &str| {
+        let body = json!({"command": ["sh", "-c", script]});
+        let ran = client.post(&format!("{}/exec", path(vm)), &body).expect(200);
+        assert_eq!(ran["exit_code"], 0, "{ran}");
+        ran["stdout"].as_str().unwrap().trim().to_owned()
+    };
+    sh(&first, "echo golden > /root/mark; sleep 1000 > /dev/null 2>&1 &");
+    let commit = client.act(&format!("{}/commit", path(&first))).expect(201);
+    let golden = commit["commit_id"].as_str().unwrap();
+    let listed = client.get("/api/v1/commits").expect(200);
+    assert_eq!(listed["commits"][0]["commit_id"], golden);
+    assert_eq!(listed["commits"][0]["parent_vm_id"], first["vm_id"]);
+
+    // What was not lent is nobody's golden.
+    let own = json!({"command": ["sleep", "infinity"], "memory_mb": 256, "disk_gb": 0.3});
+    let own = lender.socket().post("/v1/instances", &own).expect(201)["id"].clone();
+    lender.until_instance(own.as_str().unwrap(), "running");
+    let keep = format!("/v1/instances/{}/commit", own.as_str().unwrap());
+    let kept = lender.socket().post(&keep, &json!({}));
+    let kept = kept.expect(201)["id"].as_str().unwrap().replace("commit-", "inst-");
+    let hidden = of(&json!(kept)).replace("/api/v1/vm/", "");
+    let refused = client.post("/api/v1/vm/from_commit", &json!({"commit_id": hidden}));
+    assert_eq!(refused.expect(404)["error"], "commit not found");
+    assert_eq!(client.get("/api/v1/commits").expect(200)["total"], 1);
+
+    // Machines from one, and from a commit.
+    let branch =
+        client.act(&format!("/api/v1/vm/branch/by_vm/{}", first["vm_id"].as_str().unwrap()));
+    let branch = branch.expect(201)["vms"][0].clone();
+    wait_until("it runs", SOON, || state(&client, &path(&branch)) == "running");
+    assert_eq!(sh(&branch, "cat /root/mark; pgrep -c sleep").lines().next(), Some("golden"));
+    client.delete(&path(&branch)).expect(200);
+    let many = client.act(&format!("/api/v1/vm/branch/by_vm/{UNKNOWN}")).expect(404);
+    assert_eq!(many["vms"], json!([]));
+    let tag = client.post("/api/v1/vm/from_commit", &json!({"tag_name": "x"})).expect(404);
+    assert_eq!(tag["error"], "tag not found");
+
+    let url = format!("http://{}", lender.address());
+    let env =
+        [("VERS_BASE_URL", url.as_str()), ("VERS_API_KEY", &key), ("GOLDEN_COMMIT_ID", golden)];
+    let house = House::with_env(aegis_tests::vers::SETTINGS, &env);
+    let guest = house.guest(json!({}));
+    let id = guest["guestId"].as_str().unwrap();
+    let vm = wait_for("the guest runs", SOON, || {
+        let now = house.guest_status(id);
+        (now["status"] == "running").then(|| now["vmId"].clone())
+    });
+    let vm = json!({"vm_id": vm});
+    assert_eq!(sh(&vm, "cat /root/mark"), "golden");
+    let metadata = client.get(&format!("{}/metadata", path(&vm))).expect(200);
+    assert_eq!(metadata["parent_commit_id"], golden);
+    assert_eq!(metadata["grandparent_vm_id"], first["vm_id"]);
+    wait_until("it has its labels", SOON, || {
+        let now = client.get(&format!("{}/status", path(&vm))).expect(200);
+        now["labels"]["aegis-guest"] == id
+    });
+    let held = client.delete(&format!("/api/v1/commits/{golden}")).expect(409);
+    assert_eq!(held["error"], "commit still has 1 active VM(s)");
+    house.socket().act(&format!("/couch/guests/{id}/freeze")).expect(200);
+    wait_until("it stands still", SOON, || state(&client, &path(&vm)) == "paused");
+    house.socket().act(&format!("/couch/guests/{id}/thaw")).expect(200);
+    wait_until("it goes on", SOON, || state(&client, &path(&vm)) == "running");
+    let killed = house.socket().delete(&format!("/couch/guests/{id}")).expect(200);
+    assert_eq!(killed["receipt"]["machines"][0]["verified"], json!(["provider"]), "{killed}");
+    assert_eq!(client.get(&format!("{}/status", path(&vm))).status, 404);
+    assert_eq!(client.get("/api/v1/vms").expect(200).as_array().unwrap().len(), 1, "the first one");
+    assert_eq!(client.delete(&format!("/api/v1/commits/{golden}")).status, 204);
+}
+
+fn state(client: &Client, path: &str) -> Value {
+    client.get(&format!("{path}/status")).expect(200)["state"].clone()
 }
 
 /// What an instance that was not made by that API would be called there: its ULID, bit by bit.

@@ -1,6 +1,6 @@
 //! Commits and forks (contracts/aegis.md 7): keeping a machine that runs, and starting others from it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use aegis_rules::capability::Capabilities;
@@ -34,7 +34,7 @@ pub(super) struct Take {
     pub(super) temporary: bool,
 }
 
-fn not_found() -> Refusal {
+pub(super) fn not_found() -> Refusal {
     Refusal::new(Code::CommitNotFound, "commit not found").hint("`aegis commits` lists them")
 }
 
@@ -213,7 +213,8 @@ pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forke
             let spec = Spec { handle, ..spec.clone() };
             let all = EnvelopeAsk::default();
             let new = instances::of_host(&config, id, spec, Capabilities::default(), &all, now)?;
-            made.push(new.with_egress(egress.clone()));
+            let lent = source.lent.as_ref().map(|_| BTreeMap::new());
+            made.push(new.with_egress(egress.clone()).lent_as(lent));
         }
         let created = made.iter().map(|i| Change::InstanceCreated(Box::new(i.clone()))).collect();
         Ok((created, made))

@@ -2,6 +2,10 @@
 //! made by that API are theirs to see. A machine's UUID there is its ULID here, bit by bit, so that
 //! nothing has to be remembered.
 
+mod commits;
+
+pub use commits::*;
+
 use std::collections::BTreeMap;
 
 use aegis_rules::change::Change;
@@ -12,7 +16,7 @@ use aegis_wire::host::CreateBody;
 use aegis_wire::vers::{
     LABEL_BYTES_MAX, LABELS_MAX, Vm, VmConfig, VmMetadata, VmState, WrittenState,
 };
-use aegis_wire::words::{InstanceId, Uuid};
+use aegis_wire::words::{CommitId, InstanceId, Uuid};
 
 use super::exec::Running;
 use super::instances::{self, Created, Goal};
@@ -25,15 +29,33 @@ const DEFAULT_MEMORY_MIB: u32 = 512;
 
 /// What an instance is called by that API.
 pub fn vm_id(id: &InstanceId) -> Uuid {
-    let ulid = id.as_str().strip_prefix("inst-").unwrap_or_default();
-    let ulid = ulid::Ulid::from_string(ulid).expect("an instance id is a ULID");
+    uuid_of(id.as_str())
+}
+
+/// What a commit is called by that API.
+pub(super) fn commit_uuid(id: &CommitId) -> Uuid {
+    uuid_of(id.as_str())
+}
+
+/// The ULID at the end of an id, bit by bit.
+fn uuid_of(id: &str) -> Uuid {
+    let ulid = id.rsplit('-').next().unwrap_or_default();
+    let ulid = ulid::Ulid::from_string(ulid).expect("ids of machines and commits end with a ULID");
     Uuid::from_bytes(u128::from(ulid).to_be_bytes())
 }
 
 /// Which instance that API means.
 pub fn instance_id(vm: &Uuid) -> Option<InstanceId> {
-    let ulid = ulid::Ulid::from(u128::from_be_bytes(vm.to_bytes()));
-    InstanceId::from_ulid_text(&ulid.to_string()).ok()
+    InstanceId::from_ulid_text(&ulid_of(vm)).ok()
+}
+
+/// Which commit that API means.
+pub(super) fn commit_id(commit: &Uuid) -> Option<CommitId> {
+    CommitId::from_ulid_text(&ulid_of(commit)).ok()
+}
+
+fn ulid_of(uuid: &Uuid) -> String {
+    ulid::Ulid::from(u128::from_be_bytes(uuid.to_bytes())).to_string()
 }
 
 /// All machines that are lent.
@@ -65,6 +87,8 @@ pub fn shape(app: &App, instance: &Instance) -> Vm {
 
 /// What that API tells beside it.
 pub fn metadata(app: &App, instance: &Instance) -> VmMetadata {
+    let origin = instance.spec.origin.as_ref().map(|origin| &origin.commit);
+    let kept = origin.and_then(|id| app.ctx.commits.get(id));
     VmMetadata {
         vm_id: vm_id(&instance.id),
         owner_id: app.ctx.keys.lender.owner().to_string(),
@@ -73,8 +97,8 @@ pub fn metadata(app: &App, instance: &Instance) -> VmMetadata {
         state: state(instance),
         // Machines here are reached by name, not by an address of their own.
         ip: "::".to_owned(),
-        parent_commit_id: None,
-        grandparent_vm_id: None,
+        parent_commit_id: origin.map(commit_uuid),
+        grandparent_vm_id: kept.map(|kept| vm_id(&kept.commit.source)),
     }
 }
 
@@ -185,6 +209,8 @@ mod tests {
         for text in ["inst-01ARZ3NDEKTSV4RRFFQ69G5FAV", "inst-7ZZZZZZZZZZZZZZZZZZZZZZZZZ"] {
             let id: InstanceId = text.parse().unwrap();
             assert_eq!(instance_id(&vm_id(&id)), Some(id));
+            let commit: CommitId = text.replace("inst", "commit").parse().unwrap();
+            assert_eq!(commit_id(&commit_uuid(&commit)), Some(commit));
         }
         let any: Uuid = "ffffffff-ffff-ffff-ffff-ffffffffffff".parse().unwrap();
         assert_eq!(vm_id(&instance_id(&any).unwrap()), any);

@@ -5,6 +5,7 @@ use aegis_wire::error::status;
 use aegis_wire::vers::{AUTH_TEXT, AppError, BODY_MAX, BranchError, FORBIDDEN, NOT_FOUND};
 use aegis_wire::words::Uuid;
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -38,6 +39,24 @@ impl Failure {
     /// What this build does not serve.
     pub(super) fn not_here(what: &str) -> Failure {
         Failure::App(StatusCode::NOT_IMPLEMENTED, format!("{what}: this cloud does not serve that"))
+    }
+
+    /// Of a commit: what is unknown is told so in that API's words.
+    pub(super) fn of_commit(error: Error, unknown: &str) -> Failure {
+        match error {
+            Error::Refused(refusal) if refusal.code == Code::CommitNotFound => {
+                Failure::App(StatusCode::NOT_FOUND, unknown.to_owned())
+            }
+            other => other.into(),
+        }
+    }
+
+    /// The same in the envelope of those routes that make machines from one.
+    pub(super) fn of_branch(self) -> Failure {
+        match self {
+            Failure::App(status, error) => Failure::Branch(status, error),
+            other => other,
+        }
     }
 
     /// Of a delete: what is unknown is forbidden.
@@ -137,18 +156,39 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
             let said = "Expected request with `Content-Type: application/json`".to_owned();
             return Err(Failure::Unreadable(StatusCode::UNSUPPORTED_MEDIA_TYPE, said));
         }
-        let bytes = ask::read(request.into_body(), BODY_MAX).await.map_err(|failure| {
-            Failure::Unreadable(StatusCode::PAYLOAD_TOO_LARGE, failure.body().error.clone())
-        })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| match error.classify() {
-            Category::Data => Failure::Unreadable(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                format!("Failed to deserialize the JSON body into the target type: {error}"),
-            ),
-            Category::Syntax | Category::Eof | Category::Io => Failure::Unreadable(
-                StatusCode::BAD_REQUEST,
-                format!("Failed to parse the request body as JSON: {error}"),
-            ),
-        })
+        let bytes = read(request).await?;
+        parse(&bytes).map(Body)
     }
+}
+
+/// A JSON body that may be left out.
+pub(super) struct Loose<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default> FromRequest<State> for Loose<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &State) -> Result<Loose<T>, Failure> {
+        let bytes = read(request).await?;
+        if bytes.is_empty() { Ok(Loose(T::default())) } else { parse(&bytes).map(Loose) }
+    }
+}
+
+async fn read(request: Request) -> Result<Bytes, Failure> {
+    ask::read(request.into_body(), BODY_MAX).await.map_err(|failure| {
+        Failure::Unreadable(StatusCode::PAYLOAD_TOO_LARGE, failure.body().error.clone())
+    })
+}
+
+/// A JSON text, refused as that API refuses it.
+pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(text).map_err(|error| match error.classify() {
+        Category::Data => Failure::Unreadable(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("Failed to deserialize the JSON body into the target type: {error}"),
+        ),
+        Category::Syntax | Category::Eof | Category::Io => Failure::Unreadable(
+            StatusCode::BAD_REQUEST,
+            format!("Failed to parse the request body as JSON: {error}"),
+        ),
+    })
 }

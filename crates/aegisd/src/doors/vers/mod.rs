@@ -2,6 +2,7 @@
 //! plain texts. What is asked is done by `app/vers.rs`.
 
 mod answer;
+mod commits;
 mod exec;
 mod later;
 
@@ -39,6 +40,7 @@ pub(super) fn routes(state: &State) -> Router<State> {
         .route("/vm/{vm_id}/metadata", get(metadata))
         .route("/vm/{vm_id}/state", patch(set_state))
         .route("/vm/{vm_id}/label", patch(label))
+        .merge(commits::routes())
         .merge(exec::routes())
         .merge(later::routes());
     own.nest("/api/v1", api).route("/health", get(health))
