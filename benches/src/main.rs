@@ -1,11 +1,13 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
-//! `PARTS="flows net"` measures only those: flows, tree, net, load.
+//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, load.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
+mod commits;
 mod figures;
 mod load;
 mod net;
 mod tree;
+mod wake;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -34,6 +36,12 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("net") {
         net::measure(&mut figures);
+    }
+    if wanted("commits") {
+        commits::measure(&mut figures);
+    }
+    if wanted("wake") {
+        wake::measure(&mut figures)?;
     }
     if wanted("load") {
         let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));

@@ -12,7 +12,8 @@ use std::time::Duration;
 use aegis_tests::house::{House, Ran};
 use aegis_tests::look::{self, Process};
 use aegis_tests::{wait_for, wait_until};
-use aegis_wire::bounds::LOG_FILE_MAX;
+use aegis_wire::bounds::{FILE_ENTRIES_MAX, LOG_FILE_MAX};
+use hyper::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -327,6 +328,50 @@ fn bad_answers_to_execs_and_connections_end_only_themselves() {
     street.assert_small();
     street.delete(&id);
     drop(unread);
+    street.assert_untouched();
+}
+
+#[test]
+fn lies_about_files_reach_nobody() {
+    let street = Street::new("");
+    let house = &street.house;
+    let id = street.evil("files", "polite");
+    assert_eq!(began(house, &id)["state"], "running");
+    let at = |path: &str, more: &str| format!("/v1/instances/{id}/files?path={path}{more}");
+    for path in ["/garbage", "/deep", "/fault", "/mode", "/leaves", "/deaf"] {
+        let answer = house.socket().get(&at(path, ""));
+        assert_eq!(answer.expect(502)["code"], "machine_failed", "{path}");
+    }
+    // A body that is not what was said of it breaks off: nobody takes it for the whole.
+    for path in ["/more", "/less", "/cut", "/oversized"] {
+        let asked = house.socket().ask(Method::GET, &at(path, ""), None);
+        assert!(asked.is_err(), "{path}: {asked:?}");
+    }
+    for path in ["/up", "/slash", "/dots", "/empty", "/zero"] {
+        let asked = house.socket().ask(Method::GET, &at(path, "&list=true"), None);
+        assert!(asked.is_err(), "{path}: {asked:?}");
+    }
+    let listed = house.socket().get(&at("/endless", "&list=true")).expect(200);
+    assert_eq!(listed["entries"].as_array().unwrap().len(), FILE_ENTRIES_MAX);
+    assert_eq!(listed["truncated"], true);
+    // Who takes nothing of what is written makes nobody hold it.
+    let mut writers = Vec::new();
+    for _ in 0..8 {
+        let mut stream = UnixStream::connect(house.home().join("aegisd.sock")).unwrap();
+        let ask = format!(
+            "PUT {} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+            at("/deaf", "")
+        );
+        stream.write_all(ask.as_bytes()).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        // Until no more is taken.
+        while stream.write_all(&[b'x'; 65_536]).is_ok() {}
+        writers.push(stream);
+    }
+    street.assert_calm();
+    street.assert_small();
+    drop(writers);
+    street.delete(&id);
     street.assert_untouched();
 }
 

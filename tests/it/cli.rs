@@ -12,7 +12,7 @@ use aegis_tests::wait_until;
 use serde_json::{Value, json};
 
 /// How one command went.
-struct Said {
+pub(super) struct Said {
     command: String,
     code: Option<i32>,
     out: String,
@@ -28,14 +28,14 @@ impl Said {
 
     /// Its standard output, of a command that must end well.
     #[track_caller]
-    fn good(self) -> String {
+    pub(super) fn good(self) -> String {
         assert_eq!(self.code, Some(0), "{}: {}{}", self.command, self.out, self.err);
         self.out
     }
 
     /// Its standard output as JSON, of a command that must end well.
     #[track_caller]
-    fn json(self) -> Value {
+    pub(super) fn json(self) -> Value {
         let command = self.command.clone();
         let out = self.good();
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{command}: {e}: {out}"))
@@ -43,7 +43,7 @@ impl Said {
 
     /// Its words, of a command that must end with this code and say all of these.
     #[track_caller]
-    fn bad(self, code: i32, words: &[&str]) -> String {
+    pub(super) fn bad(self, code: i32, words: &[&str]) -> String {
         assert_eq!(self.code, Some(code), "{}: {}{}", self.command, self.out, self.err);
         for word in words {
             assert!(self.err.contains(word), "{}: no {word:?} in {}", self.command, self.err);
@@ -53,14 +53,14 @@ impl Said {
 }
 
 /// The program, as the host of a home.
-fn program(home: &Path) -> Command {
+pub(super) fn program(home: &Path) -> Command {
     let mut command = Command::new(aegis_tests::programs().join("aegis"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("AEGIS_HOME", home).env("AEGIS_SPARES", "0").env("USER", "noah");
     command
 }
 
-fn aegis(home: &Path, args: &[&str]) -> Said {
+pub(super) fn aegis(home: &Path, args: &[&str]) -> Said {
     Said::of(args.join(" "), program(home).args(args).output().unwrap())
 }
 

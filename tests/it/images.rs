@@ -9,6 +9,8 @@ use hyper::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::cli::aegis;
+
 const SETTINGS: &str = "[images]\npull = 'never'\n[rate_limit]\nper_second = 0\n";
 
 /// A house with images of its own: the others' are shared by all tests.
@@ -153,6 +155,55 @@ fn an_image_without_a_shell_runs_as_it_says() {
     left.sort();
     assert_eq!(left, ["base", "blobs", "index.json"]);
     assert_eq!(std::fs::read_dir(house.home().join("images/blobs")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_is_built_of_a_directory_and_warmed() {
+    let house = house(SETTINGS);
+    let run = |args: &[&str]| aegis(house.home(), args);
+    let dir = tempfile::Builder::new().prefix("aegis-it-").tempdir_in("/tmp").unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("app/below")).unwrap();
+    std::fs::create_dir(at("etc")).unwrap();
+    let program = aegis_tests::programs().join("aegis-mcp-guest");
+    std::fs::copy(&program, at("app/tool")).unwrap();
+    let mode = |name: &str, mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("app/tool", 0o4755);
+    std::fs::write(at("app/below/note"), "kept").unwrap();
+    std::os::unix::fs::chown(at("app/below/note"), Some(1234), Some(1235)).unwrap();
+    mode("app/below/note", 0o640);
+    symlink("below/note", at("app/link")).unwrap();
+    let from = dir.path().to_str().unwrap();
+    let built = run(&["--json", "image", "build", "bot", "--from", from, "--", "/app/tool"]).json();
+    assert_eq!(built["reference"], "docker.io/library/bot:latest", "{built}");
+    assert_eq!(built["command"], json!(["/app/tool"]));
+    let again = run(&["--json", "image", "build", "bot", "--from", from, "--", "/app/tool"]).json();
+    assert_eq!(again["digest"], built["digest"], "the same tree is the same image");
+
+    // The first start of such a machine makes its snapshot, unless somebody has.
+    let warm =
+        || run(&["--json", "image", "warm", "bot", "--memory", "256M", "--cpus", "1"]).json();
+    assert_eq!((&warm()["cached"], &warm()["cached"]), (&json!(false), &json!(true)));
+    let id = start(&house, "bot", json!({ "command": null }));
+    let ended = house.until_instance(&id, "stopped");
+    assert_eq!((&ended["exit"]["code"], &ended["command"]), (&json!(0), &json!(["/app/tool"])));
+
+    run(&["image", "warm", "bot", "--cpus", "64"]).bad(1, &["no room", "CPU cores"]);
+    run(&["image", "build", "x", "--from", "/no/such"]).bad(2, &["must be a directory"]);
+    run(&["image", "build", "x", "--from", from, "--debian"]).bad(2, &["--debian"]);
+    run(&["image", "build", "Upper", "--from", from]).bad(1, &["image_ref"]);
+    let socket = house.socket();
+    let post = |path: &str| socket.send(Method::POST, path, Bytes::from_static(b"x")).unwrap();
+    post("/v1/images/import?tree=true").refused(400, "name");
+    post("/v1/images/import?tree=true&name=x&command=y").refused(400, "command");
+    post("/v1/images/import?command=[]").refused(400, "command");
+    let broken = post("/v1/images/import?tree=true&name=x").lines().pop().unwrap();
+    assert_eq!((&broken["event"], &broken["code"]), (&json!("failed"), &json!("image_broken")));
+    socket.post("/v1/images/warm", &json!({ "image_ref": "none" })).refused(400, "image_ref");
+    socket.post("/v1/images/warm", &json!({ "memory_mb": 1 })).refused(400, "memory_mb");
 }
 
 #[test]

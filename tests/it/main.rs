@@ -13,6 +13,7 @@ mod crash;
 mod doors;
 mod egress;
 mod events;
+mod files;
 mod guest;
 mod host;
 mod hostile;

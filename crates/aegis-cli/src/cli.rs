@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    audit, commit, daemon, events, exec, guest, image, instance, invite, logs, mcp, redeem, run,
-    secret,
+    audit, commit, cp, daemon, events, exec, files, guest, image, instance, invite, logs, mcp,
+    redeem, run, secret,
 };
 use crate::setup::SetupArgs;
 
@@ -82,6 +82,11 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Run a command in a machine
     Exec(exec::ExecArgs),
+    /// Copy files into machines, out of them, between them
+    Cp(cp::CpArgs),
+    /// Look at files of a machine, and tidy them
+    #[command(subcommand)]
+    Files(files::FilesCommand),
     /// Show what a machine's processes said
     Logs(logs::LogsArgs),
     /// Keep a machine that runs, as it is now

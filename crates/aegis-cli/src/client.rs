@@ -10,7 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use hyper::http::request::Builder;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
@@ -106,6 +106,28 @@ impl Client {
     /// Asks for a stream of JSON lines.
     pub async fn lines(&self, method: Method, path: &str, body: Option<Value>) -> Result<Lines> {
         Ok(Lines::new(self.send(method, path, body, &[]).await?.into_body()))
+    }
+
+    /// GET of bytes as they come.
+    pub async fn fetch(&self, path: &str) -> Result<Response<Incoming>> {
+        self.send(Method::GET, path, None, &[]).await
+    }
+
+    /// PUT of bytes as they come, as many as said.
+    pub async fn put(
+        &self,
+        path: &str,
+        length: Option<u64>,
+        pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Value> {
+        let body = StreamBody::new(pieces.map(|piece| piece.map(Frame::data))).boxed_unsync();
+        let mut request = self.head(Method::PUT, path);
+        if let Some(length) = length {
+            request = request.header(CONTENT_LENGTH, length);
+        }
+        let bytes = whole(self.finish(request, body).await?.into_body()).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::because("the daemon's answer is no JSON", e))
     }
 
     /// POST of bytes as they come, answered by a stream of JSON lines.

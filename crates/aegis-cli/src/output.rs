@@ -182,20 +182,23 @@ impl Work {
         }
     }
 
-    /// Ends well.
-    pub fn done(self, result: &str) {
+    /// Shows nothing any more.
+    pub fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+
+    /// Ends well.
+    pub fn done(self, result: &str) {
+        self.clear();
         say(&format!("{}: {result}", self.name));
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.clear();
     }
 }
 

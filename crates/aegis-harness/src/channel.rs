@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::calls::Calls;
 use crate::machine::Machine;
 use crate::pipe::Port;
-use crate::{exec, ports, terminal};
+use crate::{exec, files, ports, terminal};
 
 /// Serves the host for ever; only a port that is gone ends it.
 pub async fn serve(machine: Arc<Machine>, port: Port) -> io::Result<()> {
@@ -55,6 +55,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
                 terminal::serve(machine, stream, start, tty).await;
             }
         },
+        StreamHead::Files(ask) => files::serve(machine, stream, ask).await,
         StreamHead::Port { port } => ports::serve(stream, port).await,
         StreamHead::Guest { ticket } => machine.guest.arrived(ticket, stream),
     }

@@ -30,8 +30,8 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
     };
     let (input, outputs) = output::split(pipes);
     let feeder = tokio::spawn(feed(from_host, input));
-    let exit = limited(Arc::clone(&machine), child, deadline);
-    let exit = output::pump(outputs, exit, &mut host).await;
+    let mut exit = limited(Arc::clone(&machine), child, deadline);
+    let exit = output::pump(outputs, &mut exit, &mut host).await;
     // An unknown end can only be told as such.
     let exit = exit.unwrap_or(ProcessExit { code: -1, signal: None, timed_out: false });
     host.end(&last_frame(Kind::Exit, &exit)).await;
@@ -86,6 +86,11 @@ impl Host {
     /// One that listens.
     pub fn new(to: WriteHalf<Stream>) -> Host {
         Host(Some(to))
+    }
+
+    /// Whether anybody takes what is sent.
+    pub fn listens(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Sends the last frame.

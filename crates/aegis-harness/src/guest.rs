@@ -9,6 +9,7 @@
 
 mod answer;
 mod body;
+mod files;
 mod http;
 mod patience;
 mod route;
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aegis_wire::bounds::{
     BROKER_WAIT, GUEST_CALL_DEADLINE, GUEST_PARAMS_MAX, RPC_IN_FLIGHT_MAX, TICKET_DEADLINE,
 };
-use aegis_wire::channel::guest::Streamed;
+use aegis_wire::channel::guest::{Streamed, StreamedFile};
 use aegis_wire::pipe::mux::Stream;
 use aegis_wire::pipe::peer::{CallError, Peer};
 use serde_json::{Map, Value};
@@ -47,8 +48,8 @@ pub struct Guest {
 pub enum Answer {
     /// A body.
     Whole(Value),
-    /// The stream that brings the body.
-    Stream(Stream),
+    /// The stream that brings the body, or takes it; what is known of a file that it brings.
+    Stream(Stream, Option<StreamedFile>),
 }
 
 /// Who answers.
@@ -164,11 +165,11 @@ impl Guest {
         if !streamed {
             return Ok(Answer::Whole(value));
         }
-        let Ok(Streamed { ticket }) = serde_json::from_value(value) else {
+        let Ok(Streamed { ticket, file }) = serde_json::from_value(value) else {
             return Err(Refusal::misunderstood());
         };
         let claimed = tokio::time::timeout(TICKET_DEADLINE, self.tickets.claim(&ticket)).await;
-        claimed.map(Answer::Stream).map_err(|_| Refusal::lost())
+        claimed.map(|stream| Answer::Stream(stream, file)).map_err(|_| Refusal::lost())
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Token>> {

@@ -35,6 +35,8 @@ pub struct Machine {
     pub uevents: Uevents,
     /// Does what blocks.
     pub hands: Hands,
+    /// Does what blocks on files of the user's, whose file systems may never answer.
+    pub clerks: Hands,
     /// Hides the kernel's boot id.
     pub boot_id: Option<File>,
     /// Whether the primary process runs.
@@ -84,7 +86,13 @@ struct Primary {
 
 impl Machine {
     /// Before anything was asked.
-    pub fn new(starter: Starter, uevents: Uevents, hands: Hands, boot_id: Option<File>) -> Machine {
+    pub fn new(
+        starter: Starter,
+        uevents: Uevents,
+        hands: Hands,
+        clerks: Hands,
+        boot_id: Option<File>,
+    ) -> Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
         let life = Life {
             phase: Phase::Twin,
@@ -99,6 +107,7 @@ impl Machine {
             starter,
             uevents,
             hands,
+            clerks,
             boot_id,
             primary_alive: watch::Sender::new(false),
             primary_exit: watch::Sender::new(None),
@@ -264,6 +273,11 @@ impl Machine {
         all.extend(start.env);
         let directory = start.cwd.unwrap_or(directory);
         Ok(Wish { command: start.command, environment: all, directory, user })
+    }
+
+    /// Whether it has files of its own: none before its identity, none that are safe at its end.
+    pub fn has_files(&self) -> bool {
+        matches!(self.lock().phase, Phase::Itself | Phase::Running)
     }
 
     /// The primary process, while it runs or its end is not yet known.

@@ -3,6 +3,7 @@
 //! ```text
 //! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
 //!            │         └────▶ machine: what all share, and the phases of its life
+//!            ├──▶ files
 //!            ├──▶ exec, terminal, primary ─▶ output ─▶ process, pty ─▶ reaper ─▶ sys     ports
 //!            └◀── guest: what processes inside ask of the host
 //! ```
@@ -15,6 +16,7 @@ mod channel;
 mod disks;
 mod end;
 mod exec;
+mod files;
 mod guest;
 mod hands;
 mod identity;
@@ -46,6 +48,8 @@ use machine::Machine;
 use process::Starter;
 use uevents::Uevents;
 
+/// Threads for files: so many file systems may hang before the rest does.
+const CLERKS: usize = 4;
 /// Time for the control port to show up.
 const PORT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -74,8 +78,9 @@ fn run() -> io::Result<()> {
         let port = pipe::Port::open(&node)?;
         let starter = Starter::new(booted.cage)?;
         let hands = hands::Hands::start("hands")?;
+        let clerks = hands::Hands::several("clerk", CLERKS)?;
         let doors = guest::Doors::open()?;
-        let machine = Arc::new(Machine::new(starter, uevents, hands, booted.boot_id));
+        let machine = Arc::new(Machine::new(starter, uevents, hands, clerks, booted.boot_id));
         tokio::spawn(doors.serve(Arc::clone(&machine.guest)));
         let reaping = Arc::clone(&machine);
         tokio::select! {

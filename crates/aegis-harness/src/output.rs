@@ -25,19 +25,30 @@ pub trait Sink {
     fn send(&mut self, frame: &[u8]) -> impl Future<Output = ()> + Send;
 }
 
-/// Sends all output of a process to `sink`, and returns how it ended, after its output.
-pub async fn pump(
-    pipes: (pipe::Receiver, pipe::Receiver),
-    mut exit: oneshot::Receiver<ProcessExit>,
+/// Where the output of a process comes from.
+pub trait Source {
+    /// What may lie there when the process has ended, bytes.
+    const REST_MAX: usize;
+
+    /// The next piece; `None` when nothing more can come.
+    fn read(&mut self, buffer: &mut [u8]) -> impl Future<Output = Option<(Kind, usize)>> + Send;
+
+    /// A piece that is there now.
+    fn read_now(&mut self, buffer: &mut [u8]) -> Option<(Kind, usize)>;
+}
+
+/// Sends all output of a process to `sink`, and returns how it ended, after its output; `None` when
+/// nobody knows.
+pub async fn pump<S: Source>(
+    mut source: S,
+    exit: &mut oneshot::Receiver<ProcessExit>,
     sink: &mut impl Sink,
-) -> io::Result<ProcessExit> {
-    let mut sources = Sources { output: Some(pipes.0), errors: Some(pipes.1) };
+) -> Option<ProcessExit> {
     let mut frame = vec![0; HEADER_LEN + CHUNK];
     let mut ended = None;
-    let lost = |_| io::Error::other("nobody knows how it ended");
     {
         let over = async {
-            ended = Some((&mut exit).await);
+            ended = Some((&mut *exit).await);
             tokio::time::sleep(LINGER).await;
         };
         tokio::pin!(over);
@@ -46,40 +57,42 @@ pub async fn pump(
                 // Somebody who floods for ever must not keep it from ending.
                 biased;
                 () = &mut over => break,
-                piece = sources.read(&mut frame[HEADER_LEN..]) => piece,
+                piece = source.read(&mut frame[HEADER_LEN..]) => piece,
             };
             let Some((kind, n)) = piece else { break };
             frame[..HEADER_LEN].copy_from_slice(&output::header(kind, n));
             sink.send(&frame[..HEADER_LEN + n]).await;
         }
     }
-    // What lay in the pipes at the end, while the other side was slow.
-    let mut left = 2 * PIPE_MAX;
+    // What lay there at the end, while the other side was slow.
+    let mut left = S::REST_MAX;
     while left > 0
-        && let Some((kind, n)) = sources.read_now(&mut frame[HEADER_LEN..])
+        && let Some((kind, n)) = source.read_now(&mut frame[HEADER_LEN..])
     {
         left = left.saturating_sub(n);
         frame[..HEADER_LEN].copy_from_slice(&output::header(kind, n));
         sink.send(&frame[..HEADER_LEN + n]).await;
     }
     match ended {
-        Some(exit) => exit.map_err(lost),
-        None => exit.await.map_err(lost),
+        Some(exit) => exit.ok(),
+        None => exit.await.ok(),
     }
 }
 
 /// Takes a process's input apart from its outputs.
-pub fn split(pipes: Pipes) -> (Option<pipe::Sender>, (pipe::Receiver, pipe::Receiver)) {
-    (pipes.input, (pipes.output, pipes.errors))
+pub fn split(pipes: Pipes) -> (Option<pipe::Sender>, Sources) {
+    (pipes.input, Sources { output: Some(pipes.output), errors: Some(pipes.errors) })
 }
 
-struct Sources {
+/// Output and errors of a process at pipes.
+pub struct Sources {
     output: Option<pipe::Receiver>,
     errors: Option<pipe::Receiver>,
 }
 
-impl Sources {
-    /// The next piece; `None` when both have ended.
+impl Source for Sources {
+    const REST_MAX: usize = 2 * PIPE_MAX;
+
     async fn read(&mut self, buffer: &mut [u8]) -> Option<(Kind, usize)> {
         loop {
             // Two buffers would double the memory; so first wait, then read.
@@ -99,14 +112,15 @@ impl Sources {
         }
     }
 
-    /// A piece that is there now.
     fn read_now(&mut self, buffer: &mut [u8]) -> Option<(Kind, usize)> {
         [Kind::Stdout, Kind::Stderr].into_iter().find_map(|kind| {
             let n = self.source(kind).as_ref()?.try_read(buffer).ok().filter(|n| *n > 0)?;
             Some((kind, n))
         })
     }
+}
 
+impl Sources {
     fn source(&mut self, kind: Kind) -> &mut Option<pipe::Receiver> {
         if kind == Kind::Stdout { &mut self.output } else { &mut self.errors }
     }

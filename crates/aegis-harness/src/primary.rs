@@ -28,7 +28,7 @@ pub async fn start(
     let (_, outputs) = output::split(pipes);
     let (alive, exited) = (machine.primary_alive.clone(), machine.primary_exit.clone());
     alive.send_replace(true);
-    let (tell, exit) = oneshot::channel();
+    let (tell, mut exit) = oneshot::channel();
     tokio::spawn(async move {
         if let Ok(exit) = child.exit.await {
             alive.send_replace(false);
@@ -37,7 +37,7 @@ pub async fn start(
     });
     tokio::spawn(async move {
         let mut host = Host { stream: None, streams };
-        let exit = output::pump(outputs, exit, &mut host).await;
+        let exit = output::pump(outputs, &mut exit, &mut host).await;
         let exit = exit.unwrap_or(ProcessExit { code: -1, signal: None, timed_out: false });
         host.send(&last_frame(Kind::Exit, &exit)).await;
         if let Some(stream) = &mut host.stream {

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use aegis_wire::bounds::{GUEST_STOP_GRACE, TERMINAL_INPUT_MAX, TERMINAL_STALL};
-use aegis_wire::channel::output::{HEADER_LEN, Kind, header};
+use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::channel::{ExecStart, ProcessExit, Tty, WindowSize};
 use aegis_wire::pipe::mux::Stream;
@@ -19,14 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::exec::{Host, limited};
 use crate::machine::Machine;
-use crate::output::{self, CHUNK, LINGER, Sink as _, last_frame};
+use crate::output::{self, Source, last_frame};
 use crate::process::Unable;
 use crate::{pty, sys};
 
 /// Frames of the host that wait for the terminal.
 const FRAMES: usize = 2;
-/// What a terminal still shows after its command ended, bytes: more than its buffers hold.
-const REST_MAX: usize = 1 << 20;
 
 /// Runs a command at a terminal of its own.
 pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart, tty: Tty) {
@@ -50,7 +48,7 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart, tty:
     let reader = tokio::spawn(read(from_host, frames_in));
     let ended = tokio::select! {
         // An unknown end can only be told as such.
-        ended = show(&master, &mut exit, &mut host) => Some(ended.unwrap_or(UNKNOWN)),
+        ended = output::pump(Screen(&master), &mut exit, &mut host) => Some(ended.unwrap_or(UNKNOWN)),
         () = obey(frames, &master) => None,
     };
     reader.abort();
@@ -74,48 +72,24 @@ async fn hang_up(machine: &Machine, pid: Pid, mut exit: oneshot::Receiver<Proces
     }
 }
 
-/// Sends what the terminal shows; returns how the command ended, after its output.
-async fn show(
-    master: &AsyncFd<OwnedFd>,
-    exit: &mut oneshot::Receiver<ProcessExit>,
-    host: &mut Host,
-) -> Option<ProcessExit> {
-    let mut frame = vec![0; HEADER_LEN + CHUNK];
-    let mut ended = None;
-    {
-        let over = async {
-            ended = Some((&mut *exit).await);
-            tokio::time::sleep(LINGER).await;
-        };
-        tokio::pin!(over);
-        loop {
-            let piece = tokio::select! {
-                // Somebody who floods for ever must not keep it from ending.
-                biased;
-                () = &mut over => break,
-                piece = read_some(master, &mut frame[HEADER_LEN..]) => piece,
-            };
-            // The last one has closed it.
-            let Ok(n) = piece else { break };
-            send(host, &mut frame, n).await;
+/// What a terminal shows.
+struct Screen<'a>(&'a AsyncFd<OwnedFd>);
+
+impl Source for Screen<'_> {
+    // More than its buffers hold.
+    const REST_MAX: usize = 1 << 20;
+
+    async fn read(&mut self, buffer: &mut [u8]) -> Option<(Kind, usize)> {
+        // An error: the last one has closed it.
+        read_some(self.0, buffer).await.ok().map(|n| (Kind::Stdout, n))
+    }
+
+    fn read_now(&mut self, buffer: &mut [u8]) -> Option<(Kind, usize)> {
+        match rustix::io::read(self.0, buffer) {
+            Ok(n @ 1..) => Some((Kind::Stdout, n)),
+            _ => None,
         }
     }
-    let mut left = REST_MAX;
-    while left > 0
-        && let Ok(n @ 1..) = rustix::io::read(master, &mut frame[HEADER_LEN..])
-    {
-        left = left.saturating_sub(n);
-        send(host, &mut frame, n).await;
-    }
-    match ended {
-        Some(ended) => ended.ok(),
-        None => exit.await.ok(),
-    }
-}
-
-async fn send(host: &mut Host, frame: &mut [u8], n: usize) {
-    frame[..HEADER_LEN].copy_from_slice(&header(Kind::Stdout, n));
-    host.send(&frame[..HEADER_LEN + n]).await;
 }
 
 async fn read_some(master: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
@@ -195,6 +169,7 @@ async fn write_some(master: &AsyncFd<OwnedFd>, bytes: &[u8]) -> io::Result<usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::CHUNK;
 
     fn pair() -> (AsyncFd<OwnedFd>, OwnedFd) {
         let (master, slave) = pty::Maker::find().unwrap().make(WindowSize::USUAL).unwrap();

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use aegis_wire::images::blob_dir;
+
 use crate::digest::Digest;
 
 /// The directory.
@@ -38,6 +40,11 @@ impl Blobs {
     /// Where a blob is or will be.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(digest.file_name())
+    }
+
+    /// Where a job makes its image.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join(blob_dir::WORK)
     }
 
     /// Whether there is one of that size.

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::sync::Mutex;
 
-use aegis_wire::images::{Job, Made, Progress, Task, blob_dir};
+use aegis_wire::images::{Job, Made, Progress, RunConfig, Task, blob_dir};
 
 use crate::blobs::{self, Blobs};
 use crate::digest::Digest;
@@ -134,6 +134,7 @@ pub async fn run(job: &Job, archive: impl Read, tell: &Tell) -> Result<Made, Fai
             let pulled = pull::pull(wanted, &blobs, job.bytes_max, tell).await;
             pulled.and_then(|obtained| make(&obtained, &blobs, tell))
         }
+        Task::Tree { config } => tree(archive, &blobs, job.bytes_max, config),
         Task::Archive => {
             let before = blobs.names()?;
             let imported = import::import(archive, &blobs, job.bytes_max);
@@ -149,15 +150,56 @@ pub async fn run(job: &Job, archive: impl Read, tell: &Tell) -> Result<Made, Fai
     made
 }
 
+fn begin(blobs: &Blobs, bytes_max: u64) -> Result<Writer, Failure> {
+    let path = blobs.work().join(blob_dir::IMAGE);
+    let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+    Ok(Writer::new(file, bytes_max))
+}
+
+fn finish(image: Writer, mut tree: Tree) -> Result<u64, Failure> {
+    for (name, mode) in NEEDED {
+        tree.ensure_directory(name, mode)
+            .map_err(|e| Failure::new("image_refused", e.to_string()))?;
+    }
+    Ok(image.finish(&tree)?)
+}
+
+/// Writes a root file system as it comes: nothing of it is kept but the image.
+fn tree(
+    from: impl Read,
+    blobs: &Blobs,
+    bytes_max: u64,
+    config: &RunConfig,
+) -> Result<Made, Failure> {
+    if !config.is_bounded() {
+        return Err(manifest::Error::Unfit("no process could be started as it says").into());
+    }
+    let (mut image, mut tree, mut left) = (begin(blobs, bytes_max)?, Tree::default(), bytes_max);
+    // It has no name yet by which it could be told.
+    let nameless = Digest::of_bytes(b"");
+    let said = |failure: layer::Error| {
+        let why = match &failure {
+            layer::Error::Broken(_, e) => e.to_string(),
+            layer::Error::Refused(_, e) => e.to_string(),
+            layer::Error::Other(..) => failure.to_string(),
+        };
+        Failure { message: format!("the tree can't be taken: {why}"), ..failure.into() }
+    };
+    let tar = layer::apply(&nameless, from, None, &mut left, &mut tree, &mut image);
+    let tar = tar.map_err(said)?;
+    let manifest = serde_json::to_vec(&(tar, config)).map_err(io::Error::from)?;
+    let digest = Digest::of_bytes(&manifest).to_string();
+    let bytes = finish(image, tree)?;
+    Ok(Made { digest, bytes, names: Vec::new(), blobs: Vec::new(), config: config.clone() })
+}
+
 /// Lays the layers over each other, and writes them as one file.
 pub fn make(obtained: &Obtained, blobs: &Blobs, tell: &Tell) -> Result<Made, Failure> {
     let (layers, diffs) = (&obtained.layers, &obtained.config.diffs);
     if layers.len() != diffs.len() {
         return Err(manifest::Error::Unfit("its configuration counts other layers").into());
     }
-    let path = blobs.path(&obtained.digest).with_file_name(blob_dir::WORK).join(blob_dir::IMAGE);
-    let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-    let mut image = Writer::new(file, obtained.bytes_max);
+    let mut image = begin(blobs, obtained.bytes_max)?;
     let (mut tree, mut left) = (Tree::default(), obtained.bytes_max);
     let of = layers.len() as u32;
     for (n, (digest, diff)) in (1..).zip(layers.iter().zip(diffs)) {
@@ -170,11 +212,7 @@ pub fn make(obtained: &Obtained, blobs: &Blobs, tell: &Tell) -> Result<Made, Fai
         }
         done?;
     }
-    for (name, mode) in NEEDED {
-        tree.ensure_directory(name, mode)
-            .map_err(|e| Failure::new("image_refused", e.to_string()))?;
-    }
-    let bytes = image.finish(&tree)?;
+    let bytes = finish(image, tree)?;
     let mut used = vec![obtained.config_blob.to_string()];
     used.extend(layers.iter().map(ToString::to_string));
     Ok(Made {

@@ -59,7 +59,7 @@ impl<R: Read> Read for Counted<'_, R> {
 }
 
 /// Unpacks by what the bytes are, not by what somebody calls them.
-fn unpacked<'a>(mut from: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+fn unpacked<'a>(mut from: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut start = Vec::with_capacity(4);
     from.by_ref().take(4).read_to_end(&mut start)?;
     let kind = start.clone();
@@ -79,7 +79,7 @@ fn unpacked<'a>(mut from: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Se
 /// may unpack to, and is lowered; `diff` is the digest of those bytes, where it is known.
 pub fn apply(
     name: &Digest,
-    from: impl Read + Send,
+    from: impl Read,
     diff: Option<&Digest>,
     left: &mut u64,
     tree: &mut Tree,

@@ -87,6 +87,13 @@ pub enum Request<'a> {
     Delete(&'a str),
     /// To run a command in a child.
     Exec(&'a str, &'a [String]),
+    /// To look at a child's files; or to change them: then `what` says it.
+    Files {
+        /// The child.
+        child: &'a str,
+        /// One word and the path, for the trail.
+        what: Option<&'a str>,
+    },
     /// To have one more child.
     Spawn(Box<SpawnAsk>),
     /// Not to be paused for idleness.
@@ -166,6 +173,15 @@ pub fn authorize(call: &Call<'_>, request: Request<'_>, now: Time) -> Result<Gra
                     command: command.to_vec(),
                     at: now,
                 });
+            }
+            Ok(grant)
+        }
+        Request::Files { child: name, what } => {
+            let child = child(call, caller, name)?;
+            let mut grant = act(call, child, Verb::Exec, now)?;
+            if let (Grant::Changes { changes, .. }, Some(what)) = (&mut grant, what) {
+                let (id, parent) = (child.id.clone(), caller.id.clone());
+                changes.push(Change::ChildFiles { id, parent, what: what.to_owned(), at: now });
             }
             Ok(grant)
         }

@@ -149,6 +149,8 @@ pub enum Change {
     },
     /// Its parent has a command run in it.
     ChildExec { id: InstanceId, parent: InstanceId, command: Vec<String>, at: Time },
+    /// Its parent changes its files: `what` is one word and the path.
+    ChildFiles { id: InstanceId, parent: InstanceId, what: String, at: Time },
 }
 
 /// What an LLM call was, without a word of what was said.
@@ -361,6 +363,11 @@ impl Change {
                 id,
                 vec![("commit", commit.to_string()), ("memory", memory.to_string())],
             ),
+            Change::ChildFiles { id, parent, what, .. } => instance(
+                "instance.files",
+                id,
+                vec![("parent", parent.to_string()), ("change", cut(what))],
+            ),
             Change::InstanceSecrets { id, secrets, .. } => {
                 instance("instance.secrets", id, vec![("secrets", secrets.texts().join(","))])
             }
@@ -448,7 +455,8 @@ impl Change {
             | Change::InstanceExposed { id, .. }
             | Change::InstanceUnexposed { id, .. }
             | Change::GuestDenied { id, .. }
-            | Change::ChildExec { id, .. } => Subject::Instance(id.clone()),
+            | Change::ChildExec { id, .. }
+            | Change::ChildFiles { id, .. } => Subject::Instance(id.clone()),
         }
     }
 }

@@ -41,6 +41,20 @@ pub const TERMINAL_STALL: Duration = Duration::from_secs(60);
 pub const TERMINALS_MAX: usize = 64;
 /// A terminal's client says within this what to run, and reads within this how it ended.
 pub const TERMINAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest path in a machine, bytes: what Linux takes, without its zero byte.
+pub const FILE_PATH_MAX: usize = 4096;
+/// Longest name of a directory's entry, bytes.
+pub const FILE_NAME_MAX: usize = 255;
+/// Entries of one directory that are listed.
+pub const FILE_ENTRIES_MAX: usize = 100_000;
+/// Directories that one watch watches.
+pub const FILE_WATCHES_MAX: usize = 4096;
+/// Levels of directories that are walked inside: more than a path has.
+pub const FILE_DEPTH_MAX: usize = FILE_PATH_MAX / 2;
+/// A machine answers to a question about its files within this; to remove a large tree takes long.
+pub const FILE_DEADLINE: Duration = Duration::from_secs(50);
+/// A side that sends or takes nothing of a file for so long ends it.
+pub const FILE_STALL: Duration = Duration::from_secs(300);
 /// Longest log line before it is cut in parts, bytes.
 pub const LOG_LINE_MAX: usize = 16 * 1024;
 /// One machine's log file is rotated at this size, bytes; one older file is kept.

@@ -6,6 +6,7 @@
 //!
 //! The host opens every stream of this generation; a stream that the machine opens is closed.
 
+pub mod files;
 pub mod frame;
 pub mod guest;
 pub mod output;
@@ -35,7 +36,10 @@ pub enum StreamHead {
         /// The port on the machine's loopback.
         port: u16,
     },
-    /// The bulk of an answer to a [`guest`] call, host → machine; ends when the host closes it.
+    /// Something with the machine's files: see [`files`].
+    Files(files::FileAsk),
+    /// The bulk of a [`guest`] call: of an answer, host → machine, until the host closes it; of a
+    /// file that is written, machine → host, as [`files`] has it.
     Guest {
         /// As in [`guest::Streamed`], which is said after this stream was opened.
         ticket: String,

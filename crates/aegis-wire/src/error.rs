@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::files::{Fault, FilePath};
 use crate::channel::rpc;
 use crate::refusal::{Code, Refusal};
 
@@ -63,6 +64,15 @@ impl From<&Refusal> for ErrorBody {
     }
 }
 
+impl ErrorBody {
+    /// Of a file in a machine.
+    pub fn of_file(fault: Fault, path: &FilePath) -> ErrorBody {
+        let mut body = ErrorBody::new(fault.word(), fault.sentence(path));
+        body.hint = fault.hint().map(str::to_owned);
+        body
+    }
+}
+
 /// `4096` as a number, `"1 to 200 characters"` as text (contracts/aegis.md 3, denials).
 mod amount {
     use serde::{Deserialize, Deserializer, Serializer};
@@ -114,6 +124,26 @@ pub fn status(code: Code) -> u16 {
         | Code::CommitInUse
         | Code::EnvelopeExhausted => 409,
         Code::NoCapacity | Code::NotEnforceable => 503,
+    }
+}
+
+/// HTTP status and RPC code of a file's fault.
+pub fn of_fault(fault: Fault) -> (u16, i32) {
+    match fault {
+        Fault::NotFound => (404, rpc::CODE_NOT_FOUND),
+        Fault::BadName => (400, rpc::CODE_PARAMS),
+        Fault::Denied | Fault::ReadOnly => (403, rpc::CODE_DENIED),
+        Fault::NotADirectory
+        | Fault::IsADirectory
+        | Fault::NotAFile
+        | Fault::Exists
+        | Fault::NotEmpty
+        | Fault::TooManyWatches
+        | Fault::OtherFileSystem
+        | Fault::Busy
+        | Fault::NotReady => (409, rpc::CODE_CONFLICT),
+        Fault::NoSpace => (507, rpc::CODE_NO_SPACE),
+        Fault::Failed => (502, rpc::CODE_UNAVAILABLE),
     }
 }
 

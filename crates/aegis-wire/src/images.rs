@@ -41,6 +41,11 @@ pub enum Task {
     Registry(Pull),
     /// A tar of `docker save`, or of an OCI layout, that follows on stdin.
     Archive,
+    /// A tar of a whole root file system, that follows on stdin.
+    Tree {
+        /// How the image is run.
+        config: RunConfig,
+    },
 }
 
 /// Which image of a registry.
@@ -201,6 +206,21 @@ pub struct PullBody {
     /// Only where it is not there, and the host's settings let it be pulled for a new machine.
     #[serde(default)]
     pub if_missing: bool,
+}
+
+/// Body of `POST /v1/images/warm`: a kind of machine.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmBody {
+    /// Its image; else the configured one.
+    #[serde(default)]
+    pub image_ref: Option<String>,
+    /// Cores, as for an instance.
+    #[serde(default)]
+    pub vcpus: Option<f64>,
+    /// MiB, as for an instance.
+    #[serde(default)]
+    pub memory_mb: Option<f64>,
 }
 
 /// An image in `GET /v1/images`, and the last line of a pull or import.

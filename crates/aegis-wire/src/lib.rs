@@ -15,6 +15,7 @@ pub mod channel;
 pub mod couch;
 pub mod door;
 pub mod error;
+pub mod files;
 pub mod host;
 pub mod images;
 pub mod json;

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::files::FileAsk;
 use crate::channel::{ExecStart, ProcessExit, Run, rpc::RpcError};
 use crate::egress::Policy;
 use crate::words::{CpuMillis, DiskBytes, EgressBytes, InstanceId, MemoryMb, Time};
@@ -100,6 +101,13 @@ pub enum Request {
         /// What to run.
         start: ExecStart,
     },
+    /// Does something with the machine's files. Answer: one [`Reply`], then the frames of
+    /// [`crate::channel::files`], both ways as the machine's stream has them. It ends when the
+    /// asker leaves.
+    Files {
+        /// What.
+        ask: FileAsk,
+    },
     /// Bytes to and from a TCP port inside. Answer: one [`Reply`], then the bytes.
     Port {
         /// The port on the machine's loopback.
@@ -111,7 +119,7 @@ pub enum Request {
     /// moment for it and are then refused with [`crate::channel::rpc::CODE_UNAVAILABLE`].
     Broker,
     /// Opens the stream of a [`crate::channel::guest::Streamed`] answer. Answer: one [`Reply`], then
-    /// the bytes that aegisd writes go to the machine; what comes back is ignored.
+    /// bytes both ways, until either side leaves.
     GuestStream {
         /// Names the stream to the machine.
         ticket: String,

@@ -3,7 +3,8 @@
 //! ```text
 //! machine ── guest.* ──▶ relay ──▶ Broker::call ── Brokered line ──▶ aegisd
 //!                                       ▲───────── BrokerAnswer ─────────┘  (Request::Broker)
-//! machine ◀── StreamHead::Guest ── pour ◀── NDJSON of an exec or of logs ── (Request::GuestStream)
+//! machine ◀── StreamHead::Guest ── pour ◀── the bulk of an answer ────────── (Request::GuestStream)
+//!         ─── a child's file, as it is written ──▶
 //! ```
 //! Nothing of a call is believed or understood here. It is bounded: methods, size, number, time. So
 //! a machine that floods is told to wait, and costs this process a fixed amount of memory.
@@ -26,11 +27,11 @@ use aegis_wire::channel::rpc::{
 };
 use aegis_wire::worker::{BrokerAnswer, Brokered, Reply};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::lines;
 use crate::relay::{self, Session};
+use crate::{lines, terminal};
 use book::Book;
 
 /// What an answer is wrapped in on its way to the machine, and a call on its way to aegisd, bytes.
@@ -215,8 +216,8 @@ where
     Ok(())
 }
 
-/// Opens the stream of a ticket and pours what the asker writes into it. `Err` when nothing was
-/// said to the asker yet.
+/// Opens the stream of a ticket and connects it with the asker. `Err` when nothing was said to the
+/// asker yet.
 pub async fn pour<S>(session: &Session, asker: &mut S, ticket: String) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -231,21 +232,7 @@ where
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing inside answered"))??;
     lines::write(asker, &Reply::ok()).await?;
-    let (mut back, mut to) = tokio::io::split(inside);
-    let (mut from, _) = tokio::io::split(asker);
-    let pouring = async {
-        let _ = tokio::io::copy(&mut from, &mut to).await;
-        let _ = to.shutdown().await;
-    };
-    // Whatever the machine says there is ignored; that it leaves is not.
-    let left = async {
-        let mut ignored = [0; 256];
-        while matches!(back.read(&mut ignored).await, Ok(n) if n > 0) {}
-    };
-    tokio::select! {
-        () = pouring => {}
-        () = left => {}
-    }
+    terminal::carry(inside, asker).await;
     Ok(())
 }
 

@@ -142,7 +142,7 @@ pub async fn read_output<'a, R: AsyncRead + Unpin>(
         Kind::Stdout => Output::Bytes(Stream::Stdout, buffer),
         Kind::Stderr => Output::Bytes(Stream::Stderr, buffer),
         Kind::Exit | Kind::Failed => Output::End(kind, buffer),
-        Kind::Stdin | Kind::StdinEnd | Kind::Resize => {
+        Kind::Stdin | Kind::StdinEnd | Kind::Resize | Kind::Answer | Kind::Data | Kind::DataEnd => {
             return Err(io::Error::other("a frame of the host's own"));
         }
     }))

@@ -10,8 +10,8 @@ use aegis_wire::bounds::{
     RPC_DEADLINE, WORKER_GENERATION, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX,
 };
 use aegis_wire::channel::guest::RenewToken;
-use aegis_wire::channel::method;
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
+use aegis_wire::channel::{StreamHead, method};
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{
     Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Sample, Spare, commit,
@@ -316,7 +316,11 @@ async fn serve(
             Err(error) => refuse(&mut stream, error).await,
         },
         Request::Terminal { start } => match awake(shared) {
-            Ok(live) => serve_terminal(&live, stream, start).await,
+            Ok(live) => serve_frames(&live, stream, StreamHead::Exec(start)).await,
+            Err(error) => refuse(&mut stream, error).await,
+        },
+        Request::Files { ask } => match awake(shared) {
+            Ok(live) => serve_frames(&live, stream, StreamHead::Files(ask)).await,
             Err(error) => refuse(&mut stream, error).await,
         },
         Request::Port { port } => match awake(shared) {
@@ -460,16 +464,12 @@ async fn serve_exec(
     }
 }
 
-async fn serve_terminal(
-    live: &Live,
-    mut stream: Stream,
-    start: aegis_wire::channel::ExecStart,
-) -> io::Result<()> {
+async fn serve_frames(live: &Live, mut stream: Stream, head: StreamHead) -> io::Result<()> {
     let (_place, session) = match place(live).await {
         Ok(found) => found,
         Err(error) => return refuse(&mut stream, error).await,
     };
-    match terminal::run(&session, &mut stream, start).await {
+    match terminal::run(&session, &mut stream, head).await {
         Ok(()) => Ok(()),
         Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
     }

@@ -20,6 +20,7 @@ mod ledger;
 mod lifecycle;
 mod metrics;
 mod passing;
+mod programs;
 mod router;
 mod tokens;
 mod watch;

@@ -63,7 +63,8 @@ async fn answer(word: &str, stream: &mut Stream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-async fn send(stream: &mut Stream, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+/// One frame.
+pub async fn send(stream: &mut Stream, kind: Kind, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(&header(kind, bytes.len())).await?;
     stream.write_all(bytes).await?;
     stream.flush().await

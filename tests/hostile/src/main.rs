@@ -1,9 +1,9 @@
 //! PID 1 of a machine that turns against its host. It behaves until it is told how not to: by its
 //! host name while it is identified, by the first word of its command once it runs, by the first
-//! word of an exec's command, by the number of a port.
+//! word of an exec's command, by the number of a port, by the path of a file.
 //!
 //! ```text
-//! port ─▶ session ─▶ control ─▶ attack      exec · ports
+//! port ─▶ session ─▶ control ─▶ attack      exec · ports · files
 //! ```
 
 // It is a test: it fails where it stands, and its machine with it.
@@ -12,6 +12,7 @@
 mod attack;
 mod control;
 mod exec;
+mod files;
 mod noise;
 mod port;
 
@@ -86,6 +87,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Control => control::serve(machine, mux, stream).await,
         StreamHead::Logs => attack::logs(&machine.mode(), stream).await,
         StreamHead::Exec(start) => exec::serve(&start.command, stream).await,
+        StreamHead::Files(ask) => files::serve(&ask, stream).await,
         StreamHead::Port { port } => exec::port(port, stream).await,
         StreamHead::Guest { .. } => {}
     }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use aegis_wire::images::{Part, Progress};
 use aegis_wire::path::escape;
@@ -13,18 +14,14 @@ use clap::Subcommand;
 use futures_util::Stream;
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
-use super::{Ask, maybe, text, when};
+use super::pieces::{self, PIECE, Pieces};
+use super::{Ask, build, maybe, text, when};
 use crate::failure::{Failure, Result};
 use crate::human;
 use crate::ndjson::Lines;
 use crate::output::{Format, Work, clean, print_json, say, table};
 
-/// Bytes that are read of an archive at a time.
-const PIECE: usize = 256 * 1024;
-/// Pieces that wait for the daemon.
-const PIECES_WAITING: usize = 4;
 /// What is shown of a digest.
 const DIGEST_SHOWN: usize = 19;
 
@@ -60,6 +57,24 @@ Examples:
         #[arg(long, value_name = "IMAGE")]
         name: Option<String>,
     },
+    /// Make one: of a directory, or of the distribution's packages
+    #[command(after_help = "\
+A directory becomes the root file system as it is: with owners, permissions and links, without \
+extended attributes. With --debian mmdebstrap puts it together on this host, as `aegis setup` does.
+
+Examples:
+  aegis image build bot --from ./rootfs -- /usr/bin/bot --serve
+  aegis image build tools --debian --include python3-pip,jq
+  aegis run --image tools -- jq --version")]
+    Build(build::BuildArgs),
+    /// Make its snapshot ahead, of which its machines are cloned: their first start is quick then
+    #[command(after_help = "\
+A snapshot is of an image, its virtual CPUs and its memory; the first machine of a kind makes it \
+otherwise.
+
+Example:
+  aegis image warm python:3.12-alpine --memory 1G --cpus 2")]
+    Warm(build::WarmArgs),
     /// List them
     #[command(visible_alias = "ls")]
     List,
@@ -95,6 +110,8 @@ pub async fn run(ask: &Ask, command: ImageCommand) -> Result<()> {
             let done = follow(lines, &from.display().to_string()).await?;
             ended(ask.format, &done, "imported")
         }
+        ImageCommand::Build(args) => build::build(ask, args).await,
+        ImageCommand::Warm(args) => build::warm(ask, args).await,
         ImageCommand::List => {
             let images = ask.client.get("/v1/images").await?;
             ask.format.answer(&images, || words(&images))
@@ -135,7 +152,7 @@ pub async fn provide(ask: &Ask, machine: &Value) -> Result<()> {
 }
 
 /// Shows progress up to the last line, which it gives.
-async fn follow(mut lines: Lines, name: &str) -> Result<Value> {
+pub(super) async fn follow(mut lines: Lines, name: &str) -> Result<Value> {
     let mut shown = Shown::default();
     while let Some(line) = lines.next().await? {
         let value: Value = serde_json::from_slice(&line)
@@ -205,7 +222,7 @@ impl Shown {
     }
 }
 
-fn ended(format: Format, done: &Value, verb: &str) -> Result<()> {
+pub(super) fn ended(format: Format, done: &Value, verb: &str) -> Result<()> {
     match format {
         Format::Json => {
             let mut image = done.clone();
@@ -249,52 +266,30 @@ fn words(images: &Value) -> String {
     table(&["reference", "digest", "size", "created", "in use"], rows)
 }
 
-type Pieces = mpsc::Sender<io::Result<Bytes>>;
-
-/// An archive's bytes, read by a thread of its own: files and pipes block.
-fn archive(from: &Path) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
-    let (pieces, read) = mpsc::channel(PIECES_WAITING);
+/// An archive's bytes; of a directory a tar.
+pub(super) fn archive(
+    from: &Path,
+) -> Result<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send + 'static>>> {
     let failed = |e| Failure::file("read", from, e);
     if from == Path::new("-") {
         if io::stdin().is_terminal() {
             return Err(Failure::Usage("stdin is a terminal: pipe an archive into it".into()));
         }
-        std::thread::spawn(move || pump(io::stdin().lock(), &pieces));
-    } else if from.is_dir() {
+        return Ok(Box::pin(pieces::by(|to| pieces::pump(io::stdin().lock(), &to))));
+    }
+    if from.is_dir() {
         let from = from.to_owned();
-        std::thread::spawn(move || {
-            let mut tar = tar::Builder::new(Chunks(pieces.clone()));
+        return Ok(Box::pin(pieces::by(move |to| {
+            let mut tar = tar::Builder::new(Chunks(to.clone()));
             tar.follow_symlinks(false);
             let done = tar.append_dir_all("", &from).and_then(|()| tar.into_inner().map(drop));
             if let Err(e) = done {
-                let _ = pieces.blocking_send(Err(e));
+                let _ = to.blocking_send(Err(e));
             }
-        });
-    } else {
-        let file = File::open(from).map_err(failed)?;
-        std::thread::spawn(move || pump(file, &pieces));
+        })));
     }
-    Ok(futures_util::stream::unfold(read, |mut read| async move {
-        read.recv().await.map(|piece| (piece, read))
-    }))
-}
-
-fn pump(mut from: impl Read, to: &Pieces) {
-    loop {
-        let mut piece = vec![0; PIECE];
-        let piece = match from.read(&mut piece) {
-            Ok(0) => return,
-            Ok(n) => {
-                piece.truncate(n);
-                Ok(Bytes::from(piece))
-            }
-            Err(e) => Err(e),
-        };
-        // A daemon that has heard enough says why itself.
-        if to.blocking_send(piece).is_err() {
-            return;
-        }
-    }
+    let file = File::open(from).map_err(failed)?;
+    Ok(Box::pin(pieces::by(move |to| pieces::pump(file, &to))))
 }
 
 /// Writes into a channel.

@@ -43,7 +43,7 @@ pub struct LogsArgs {
 pub async fn logs(ask: &Ask, args: LogsArgs) -> Result<()> {
     let mut query = vec![format!("follow={}", args.follow)];
     query.extend(args.tail.map(|n| format!("tail={n}")));
-    query.extend(args.since.map(|t| format!("since={}", escape(&t.to_string()))));
+    query.extend(args.since.map(|t| format!("since={}", escape(t.to_string()))));
     query.extend(args.exec.map(|id| format!("exec_id={}", escape(&id))));
     let path = format!("/v1/instances/{}/logs?{}", escape(&args.name), query.join("&"));
     let mut lines = ask.client.lines(Method::GET, &path, None).await?;

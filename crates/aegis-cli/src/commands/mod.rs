@@ -1,10 +1,13 @@
 //! One file per noun, each function one question to the daemon.
 
 pub mod audit;
+mod build;
 pub mod commit;
+pub mod cp;
 pub mod daemon;
 pub mod events;
 pub mod exec;
+pub mod files;
 pub mod guest;
 pub mod image;
 pub mod instance;
@@ -12,6 +15,7 @@ pub mod invite;
 mod kit;
 pub mod logs;
 pub mod mcp;
+mod pieces;
 pub mod reach;
 pub mod redeem;
 pub mod run;
@@ -49,6 +53,8 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Status => daemon::status(ask).await,
         Command::Run(args) => run::run(ask, *args).await,
         Command::Exec(args) => exec::exec(ask, args).await,
+        Command::Cp(args) => cp::cp(ask, args).await,
+        Command::Files(command) => files::run(ask, command).await,
         Command::Logs(args) => logs::logs(ask, args).await,
         Command::Commit(args) => commit::commit(ask, args).await,
         Command::Commits(command) => commit::run(ask, command).await,

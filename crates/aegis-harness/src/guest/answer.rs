@@ -1,12 +1,13 @@
 //! How the guest API says no, in the shape that all answers of this kind have.
 
 use aegis_wire::bounds::{BROKER_WAIT, GUEST_BODY_MAX, GUEST_READ_DEADLINE, RPC_IN_FLIGHT_MAX};
+use aegis_wire::channel::files::{Fault, FilePath};
 use aegis_wire::channel::guest;
 use aegis_wire::channel::rpc::{
     CODE_CONFLICT, CODE_DENIED, CODE_EXHAUSTED, CODE_INTERNAL, CODE_INVALID, CODE_NOT_FOUND,
     CODE_PARAMS, CODE_RATE, CODE_UNAVAILABLE, RpcError,
 };
-use aegis_wire::error::ErrorBody;
+use aegis_wire::error::{ErrorBody, of_fault};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -43,7 +44,7 @@ impl Refusal {
     /// Not a path of this API.
     pub fn no_route() -> Refusal {
         let hint = "paths are /v1/self, /v1/self/keepalive, /v1/self/expose, /v1/instances, \
-                    /v1/instances/{id} and its start, stop, exec and logs";
+                    /v1/instances/{id} and its start, stop, exec, logs and files";
         Refusal::new(404, "not_found", "there is no such path", hint)
     }
 
@@ -75,6 +76,12 @@ impl Refusal {
         };
         let body = serde_json::to_value(&body).unwrap_or_default();
         Refusal { status: 400, body, allow: None, last: false }
+    }
+
+    /// A file of a child, as the child said it.
+    pub fn of_file(fault: Fault, path: &FilePath) -> Refusal {
+        let body = serde_json::to_value(ErrorBody::of_file(fault, path)).unwrap_or_default();
+        Refusal { status: of_fault(fault).0, body, allow: None, last: true }
     }
 
     /// More than passes.

@@ -18,8 +18,7 @@ use super::answer::Refusal;
 
 /// Streamed at a time, bytes.
 const CHUNK: usize = 16 * 1024;
-/// More of a body that is too large is thrown away before it is refused, bytes: a client that
-/// sends before it reads would never see why.
+/// More of a body that is too large is thrown away before it is refused, bytes.
 const OVERFLOW_MAX: usize = 4 * GUEST_BODY_MAX;
 
 /// A request's body, and its part of the room for all of them.
@@ -63,7 +62,8 @@ async fn collect(mut body: Incoming, room: &Arc<Semaphore>) -> Result<Read, Refu
     Ok(read)
 }
 
-async fn throw_away(mut body: Incoming, mut thrown: usize) {
+/// Takes some of a body that nobody wants: a client that sends before it reads would never see why.
+pub async fn throw_away(mut body: Incoming, mut thrown: usize) {
     while thrown < OVERFLOW_MAX
         && let Some(Ok(frame)) = body.frame().await
     {

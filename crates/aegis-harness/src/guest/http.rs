@@ -29,7 +29,7 @@ use super::answer::Refusal;
 use super::body::{self, Body};
 use super::patience::Patient;
 use super::route::route;
-use super::{Answer, Guest};
+use super::{Answer, Guest, files};
 use crate::note::note;
 
 /// Connections that wait for their turn; who comes to a full queue tries again only seconds later.
@@ -164,6 +164,9 @@ async fn answer(
     let (head, body) = request.into_parts();
     check_origin(&head, door)?;
     let route = route(head.method.as_str(), head.uri.path())?;
+    if route.is_of_files() {
+        return files::answer(&hall.guest, &route, &head, body).await;
+    }
     let read = body::read(body, hall.times.read, &hall.room).await?;
     let params = route.params(head.uri.query(), &read.bytes)?;
     // The room is held on: as params the body takes more of it, not less.
@@ -181,7 +184,7 @@ async fn answer(
             }
             Ok(response)
         }
-        Answer::Stream(stream) => {
+        Answer::Stream(stream, _) => {
             Ok(respond(route.status(), "application/x-ndjson", Body::Stream(stream)))
         }
     }
@@ -230,7 +233,8 @@ fn refuse(refusal: Refusal) -> Response<Body> {
     response
 }
 
-fn respond(status: u16, kind: &'static str, body: Body) -> Response<Body> {
+/// An answer with a body of some kind.
+pub fn respond(status: u16, kind: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -1,6 +1,7 @@
 //! The guest API's paths (contracts/aegis.md 4), and how a request becomes a call's params.
 
 use aegis_wire::channel::guest::method;
+use aegis_wire::path::unescape;
 use serde_json::{Map, Value};
 
 use super::answer::Refusal;
@@ -13,7 +14,8 @@ const NAME_MAX: usize = 128;
 pub struct Route {
     /// The method of the control channel.
     pub call: &'static str,
-    child: Option<String>,
+    /// The child that it is about, by id or handle.
+    pub child: Option<String>,
     port: Option<u64>,
 }
 
@@ -41,6 +43,15 @@ pub fn route(verb: &str, path: &str) -> Result<Route, Refusal> {
                 ["stop"] => &[("POST", method::STOP_CHILD)],
                 ["exec"] => &[("POST", method::EXEC_CHILD)],
                 ["logs"] => &[("GET", method::CHILD_LOGS)],
+                // Which call it is, the query says: see `files`.
+                ["files"] => &[
+                    ("GET", method::READ_CHILD_FILES),
+                    ("HEAD", method::LOOK_AT_CHILD_FILES),
+                    ("PUT", method::WRITE_CHILD_FILE),
+                    ("POST", method::CHANGE_CHILD_FILES),
+                    ("DELETE", method::CHANGE_CHILD_FILES),
+                ],
+                ["files", "watch"] => &[("GET", method::READ_CHILD_FILES)],
                 _ => return Err(Refusal::no_route()),
             }
         }
@@ -72,6 +83,17 @@ impl Route {
     /// Whether the answer comes on a stream.
     pub fn streamed(&self) -> bool {
         matches!(self.call, method::EXEC_CHILD | method::CHILD_LOGS)
+    }
+
+    /// Whether it is about a child's files.
+    pub fn is_of_files(&self) -> bool {
+        matches!(
+            self.call,
+            method::READ_CHILD_FILES
+                | method::LOOK_AT_CHILD_FILES
+                | method::WRITE_CHILD_FILE
+                | method::CHANGE_CHILD_FILES
+        )
     }
 
     /// The params, but for the token, which wins over whatever the body calls so.
@@ -143,22 +165,9 @@ fn logs(query: &str) -> Result<Map<String, Value>, Refusal> {
     Ok(params)
 }
 
-/// Takes `%XX` and `+` for what they stand for; `None` when that is no text.
+/// A value of a query; `None` when it is no text.
 fn decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digit = |b: u8| char::from(b).to_digit(16);
-                let (high, low) = (digit(bytes.next()?)?, digit(bytes.next()?)?);
-                u8::try_from(16 * high + low).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(decoded).ok()
+    String::from_utf8(unescape(text)?).ok()
 }
 
 #[cfg(test)]
@@ -187,6 +196,10 @@ mod tests {
             ("POST", "/v1/instances/inst-1/stop", method::STOP_CHILD, 200),
             ("POST", "/v1/instances/inst-1/exec", method::EXEC_CHILD, 200),
             ("GET", "/v1/instances/inst-1/logs", method::CHILD_LOGS, 200),
+            ("GET", "/v1/instances/inst-1/files", method::READ_CHILD_FILES, 200),
+            ("HEAD", "/v1/instances/inst-1/files", method::LOOK_AT_CHILD_FILES, 200),
+            ("PUT", "/v1/instances/inst-1/files", method::WRITE_CHILD_FILE, 200),
+            ("DELETE", "/v1/instances/inst-1/files", method::CHANGE_CHILD_FILES, 200),
             ("GET", "/v1/self", method::SELF_INFO, 200),
             ("POST", "/v1/self/keepalive", method::KEEPALIVE, 200),
             ("DELETE", "/v1/self/keepalive", method::RELEASE_KEEPALIVE, 200),
@@ -218,6 +231,7 @@ mod tests {
             "/v1/instances/%2e",
             "/v1/instances/a/restart",
             "/v1/instances/a/exec/b",
+            "/v1/instances/a/files/etc",
             "/v1/self/expose/x",
             "/v1/self/expose/-1",
             "/v1/secrets",

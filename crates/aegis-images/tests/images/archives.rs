@@ -1,5 +1,6 @@
 //! Archives that people have: OCI layouts and `docker save`, layers over layers.
 
+use aegis_wire::images::{RunConfig, Task};
 use serde_json::json;
 
 use crate::support::{Home, Image, Layer, gzip, plain, zstd};
@@ -94,4 +95,45 @@ fn what_is_no_image_is_said_to_be_none() {
         assert_eq!(home.import(&archive).unwrap_err().0, code);
         assert!(!home.image().exists());
     }
+}
+
+#[test]
+fn a_tree_is_an_image_as_it_is() {
+    let home = Home::new();
+    let config = RunConfig { cmd: vec!["/bin/su".to_owned()], ..RunConfig::default() };
+    let task = || Task::Tree { config: config.clone() };
+    let tree = Layer::new()
+        .directory("etc/", 0o750)
+        .file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n")
+        .raw(tar::EntryType::Regular, "./bin/su", "", 0o4755, b"setuid")
+        .link("sh", "bin/su")
+        .done();
+    let made = home.run(task(), &tree).0.unwrap();
+    assert_eq!(made.config, config);
+    assert_eq!(made.bytes, std::fs::metadata(home.image()).unwrap().len());
+    let found = home.look();
+    assert_eq!(found.found["etc"], "dir 750");
+    assert_eq!(
+        (&found.found["sh"][..], &found.read("bin/su")[..]),
+        ("-> bin/su 777", &b"setuid"[..])
+    );
+    assert!(home.inode("/bin/su").contains("0755"), "{}", home.inode("/bin/su"));
+    assert_eq!(found.found["tmp"], "dir 1777", "every machine needs one");
+    assert_eq!(home.parts(), ["work"], "nothing else is kept");
+    // Equal trees are equal images; another command makes another one.
+    assert_eq!(home.run(task(), &tree).0.unwrap().digest, made.digest);
+    let other = Task::Tree { config: RunConfig::default() };
+    assert_ne!(home.run(other, &tree).0.unwrap().digest, made.digest);
+    for (bad, code) in [
+        (b"no tar".repeat(1000), "image_broken"),
+        (tree[..700].to_vec(), "image_broken"),
+        (Layer::new().file("../evil", b"x").done(), "image_refused"),
+    ] {
+        let (failed, why) = home.run(task(), &bad).0.unwrap_err();
+        assert_eq!(failed, code, "{why}");
+        assert!(why.contains("the tree can't be taken"), "{why}");
+    }
+    let config = RunConfig { cwd: Some("relative".to_owned()), ..RunConfig::default() };
+    let (failed, _) = home.run(Task::Tree { config }, &tree).0.unwrap_err();
+    assert_eq!(failed, "image_refused");
 }

@@ -421,6 +421,15 @@ fn children_are_started_stopped_deleted_and_used() {
     assert_eq!(exec[0].note().unwrap().data[1].1, "ls -l");
     let refusal = world.ask(Request::Exec(stopped.as_str(), &command)).unwrap_err();
     assert_eq!(refusal.code, Code::InstanceState);
+    let files = |child, what| Request::Files { child, what };
+    assert_eq!(changes(files("work", None)), []);
+    let written = changes(files("work", Some("write /a")));
+    assert!(matches!(&written[..], [Change::ChildFiles { .. }]));
+    assert_eq!(written[0].note().unwrap().data[1].1, "write /a");
+    let refusal = world.ask(files(stopped.as_str(), None)).unwrap_err();
+    assert_eq!(refusal.code, Code::InstanceState);
+    let refusal = world.ask(files(id(0).as_str(), Some("write /a"))).unwrap_err();
+    assert_eq!(refusal.code, Code::InstanceNotFound, "itself is no child");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::files::{FileAsk, Meta};
 use super::rpc;
 
 /// Port of the guest API on the machine's loopback.
@@ -97,6 +98,19 @@ pub struct ChildLogs {
     pub exec_id: Option<String>,
 }
 
+/// Params of `guest.look_at_child_files`, `guest.change_child_files` → a
+/// [`crate::files::FileShape`] or a [`crate::host::StatusWord`]; of `guest.read_child_files`,
+/// `guest.write_child_file` → [`Streamed`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChildFiles {
+    /// The capability token.
+    pub token: String,
+    /// Id or handle of a child.
+    pub child_id: String,
+    /// What is asked for; only what the method is for.
+    pub ask: FileAsk,
+}
+
 /// `guest.keepalive` → the lease `{"lease_held","lease_reason","lease_expires_at"}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Keepalive {
@@ -145,6 +159,19 @@ pub struct Access {
 pub struct Streamed {
     /// Chosen by the host; used once.
     pub ticket: String,
+    /// Of a file's bytes: what they are of, and how many come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<StreamedFile>,
+}
+
+/// What is said of a file before its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamedFile {
+    /// What it is.
+    pub meta: Meta,
+    /// How many bytes come; unknown where the file system does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
 }
 
 /// `renew_token`, host → machine: the token from now on. → `{}`
@@ -172,6 +199,14 @@ pub mod method {
     pub const EXEC_CHILD: &str = "guest.exec_child";
     /// [`super::ChildLogs`]
     pub const CHILD_LOGS: &str = "guest.child_logs";
+    /// [`super::ChildFiles`]: stat.
+    pub const LOOK_AT_CHILD_FILES: &str = "guest.look_at_child_files";
+    /// [`super::ChildFiles`]: read, list, watch.
+    pub const READ_CHILD_FILES: &str = "guest.read_child_files";
+    /// [`super::ChildFiles`]: mkdir, symlink, rename, remove.
+    pub const CHANGE_CHILD_FILES: &str = "guest.change_child_files";
+    /// [`super::ChildFiles`]: write. The stream carries the frames of a write.
+    pub const WRITE_CHILD_FILE: &str = "guest.write_child_file";
     /// [`super::Caller`]
     pub const SELF_INFO: &str = "guest.self_info";
     /// [`super::Keepalive`]
@@ -189,7 +224,7 @@ pub mod method {
     pub const LIST_REQUESTS: &str = "guest.list_requests";
 
     /// All of them: what a worker passes on, and nothing else.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 19] = [
         SPAWN,
         LIST_CHILDREN,
         GET_CHILD,
@@ -198,6 +233,10 @@ pub mod method {
         DELETE_CHILD,
         EXEC_CHILD,
         CHILD_LOGS,
+        LOOK_AT_CHILD_FILES,
+        READ_CHILD_FILES,
+        CHANGE_CHILD_FILES,
+        WRITE_CHILD_FILE,
         SELF_INFO,
         KEEPALIVE,
         RELEASE_KEEPALIVE,
@@ -217,6 +256,7 @@ pub fn status(code: i32) -> u16 {
         rpc::CODE_PARAMS | rpc::CODE_INVALID => 400,
         rpc::CODE_RATE => 429,
         rpc::CODE_UNAVAILABLE => 503,
+        rpc::CODE_NO_SPACE => 507,
         _ => 500,
     }
 }

@@ -1,8 +1,9 @@
-//! Frames on exec and log streams: kind (1 byte), length (4, big-endian), payload.
+//! Frames on exec, log and file streams: kind (1 byte), length (4, big-endian), payload.
 //!
 //! Machine → host: [`Kind::Stdout`], [`Kind::Stderr`], then one [`Kind::Exit`] or [`Kind::Failed`].
 //! Host → machine (exec only): [`Kind::Stdin`], [`Kind::StdinEnd`]; at a terminal [`Kind::Stdin`],
 //! [`Kind::Resize`]. What a terminal shows is one stream, [`Kind::Stdout`].
+//! What [`super::files`] has in frames is said there.
 
 use crate::bounds::OUTPUT_CHUNK_MAX;
 
@@ -27,12 +28,18 @@ pub enum Kind {
     StdinEnd = 6,
     /// [`super::WindowSize::bytes`] of a terminal.
     Resize = 7,
+    /// JSON of [`super::files::FileAnswer`].
+    Answer = 8,
+    /// Bytes of a file; or JSON of one entry, of one event.
+    Data = 9,
+    /// There is no more of it, and it was all.
+    DataEnd = 10,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Kind> {
-        use Kind::{Exit, Failed, Resize, Stderr, Stdin, StdinEnd, Stdout};
-        let all = [Stdout, Stderr, Exit, Failed, Stdin, StdinEnd, Resize];
+        use Kind::{Answer, Data, DataEnd, Exit, Failed, Resize, Stderr, Stdin, StdinEnd, Stdout};
+        let all = [Stdout, Stderr, Exit, Failed, Stdin, StdinEnd, Resize, Answer, Data, DataEnd];
         all.into_iter().find(|k| *k as u8 == byte)
     }
 }

@@ -24,6 +24,8 @@ pub const CODE_CONFLICT: i32 = -32004;
 pub const CODE_RATE: i32 = -32005;
 /// Nobody there to answer, or no room, for now.
 pub const CODE_UNAVAILABLE: i32 = -32006;
+/// The disk is full.
+pub const CODE_NO_SPACE: i32 = -32007;
 
 /// A message in either direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

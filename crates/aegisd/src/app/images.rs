@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
+use aegis_rules::capacity::{self, Need};
 use aegis_rules::instance::Instance;
 use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::host::Create;
 use aegis_wire::images::{Credentials, ImageShape, Task};
-use aegis_wire::words::{ImageRef, Reference};
+use aegis_wire::words::{DiskBytes, ImageRef, Reference};
 use axum::body::BodyDataStream;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
+use super::instances::{DEFAULT_CPU, DEFAULT_MEMORY};
 use super::{App, Error, Host};
 use crate::config::Config;
 use crate::images::{self, Failed, Image, Images, Teller};
@@ -111,16 +116,18 @@ pub fn pull(
     }))
 }
 
-/// Takes an image out of an archive; `name` is what it is called, where the archive does not say.
+/// Takes an image out of an archive, or of a tree; `name` is what it is called, where the archive
+/// does not say.
 pub fn import(
     _: Host,
     app: &App,
     name: Option<&ImageRef>,
+    task: Task,
     archive: BodyDataStream,
 ) -> Result<Lines, Error> {
     let name = name.map(reference).transpose()?;
     Ok(told(app, |app, tell| async move {
-        get(&app, Task::Archive, Some(archive), name.as_ref(), Some(&tell)).await
+        get(&app, task, Some(archive), name.as_ref(), Some(&tell)).await
     }))
 }
 
@@ -156,6 +163,54 @@ where
         let _ = lines.send(Ok(format!("{line}\n"))).await;
     });
     reader
+}
+
+/// While a snapshot is made, how often who waits hears of it.
+const WARMING_EVERY: Duration = Duration::from_secs(1);
+/// Snapshots that are made at a time: each is a machine that boots.
+static WARMING: Mutex<()> = Mutex::const_new(());
+
+/// Makes the snapshot of which machines of a kind are cloned, if it is not there. The lines tell how
+/// long it takes, and end with one of it, or of why there is none.
+pub fn warm(_: Host, app: &App, kind: Create) -> Result<Lines, Error> {
+    let config = &app.ctx.config;
+    let name = kind.image.unwrap_or_else(|| config.default_image.clone());
+    let image = check(config, "image_ref", &name)?;
+    let cpu = kind.cpu.unwrap_or(DEFAULT_CPU);
+    let memory = kind.memory.unwrap_or(DEFAULT_MEMORY);
+    let need = Need { memory, disk: DiskBytes(0), vcpus: cpu.vcpus() };
+    capacity::admit(&config.capacity, &app.ctx.ledger.read(|f| f.held())?, &need)?;
+    let (lines, reader) = mpsc::channel(LINES_WAITING);
+    let ctx = app.ctx.clone();
+    tokio::spawn(async move {
+        let began = Instant::now();
+        let work = async {
+            let _one = WARMING.lock().await;
+            lifecycle::warm(&ctx, &image, cpu, memory).await
+        };
+        let mut work = pin!(work);
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                // One that is under way goes on without this.
+                () = lines.closed() => return,
+                () = tokio::time::sleep(WARMING_EVERY) => {
+                    let ms = began.elapsed().as_millis() as u64;
+                    let line = json!({ "event": "making", "elapsed_ms": ms });
+                    let _ = lines.try_send(Ok(format!("{line}\n")));
+                }
+            }
+        };
+        let line = match done {
+            Ok(ready) => json!({
+                "event": "done", "reference": name.as_str(), "vcpus": cpu.vcpus(),
+                "memory_mb": memory.0, "cached": ready.cached, "elapsed_ms": ready.elapsed_ms,
+            }),
+            Err(e) => json!({ "event": "failed", "error": e.to_string(), "code": "image_failed" }),
+        };
+        let _ = lines.send(Ok(format!("{line}\n"))).await;
+    });
+    Ok(reader)
 }
 
 /// What a pull or import brought.

@@ -26,9 +26,9 @@ use crate::ledger::{self, Facts, WriteError};
 /// A verb waits this long for its effect before it answers what is so far.
 const EFFECT_WAIT: Duration = Duration::from_secs(30);
 /// CPU quota where none is asked for.
-const DEFAULT_CPU: CpuMillis = CpuMillis(1000);
+pub(super) const DEFAULT_CPU: CpuMillis = CpuMillis(1000);
 /// Memory where none is asked for.
-const DEFAULT_MEMORY: MemoryMb = MemoryMb(512);
+pub(super) const DEFAULT_MEMORY: MemoryMb = MemoryMb(512);
 
 /// An instance, or the one that was meant by its handle.
 pub fn find(_: Host, app: &App, name: &str) -> Result<Instance, Error> {

@@ -6,6 +6,8 @@ pub mod commits;
 pub mod couch;
 pub mod events;
 pub mod exec;
+pub mod files;
+mod frames;
 pub mod images;
 pub mod instances;
 pub mod kill;
@@ -23,6 +25,7 @@ use std::io;
 use std::sync::Arc;
 
 use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::channel::files::{Fault, FilePath};
 use aegis_wire::words::Time;
 
 use crate::ctx::Shared;
@@ -90,6 +93,14 @@ pub enum Error {
     /// An image could not be had; not the daemon's fault.
     #[error(transparent)]
     Image(#[from] Failed),
+    /// A machine has no such file, or does not do that with it.
+    #[error("{}", fault.sentence(path))]
+    File {
+        /// Why not.
+        fault: Fault,
+        /// Which file.
+        path: FilePath,
+    },
     /// The operating system failed.
     #[error("the operating system refused")]
     Io(#[from] io::Error),

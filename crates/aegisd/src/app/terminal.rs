@@ -2,21 +2,20 @@
 
 use std::io;
 
-use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::bounds::OUTPUT_CHUNK_MAX;
-use aegis_wire::channel::output::{HEADER_LEN, Kind, header, parse_header};
-use aegis_wire::channel::rpc::{CODE_CONFLICT, RpcError};
+use aegis_wire::channel::output::Kind;
+use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::channel::{ExecStart, ProcessExit, WindowSize};
 use aegis_wire::logs::{ExecDone, ExecStarted};
 use aegis_wire::words::InstanceId;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{ReadHalf, WriteHalf};
 
 use super::exec::{HOST_WAIT, once_running};
 use super::instances::to_run_in;
-use super::{App, Error, Host};
+use super::{App, Error, Host, frames};
 use crate::ctx::InUse;
 use crate::keys;
-use crate::lifecycle::{self, Connection, WorkerError};
+use crate::lifecycle::{self, Connection};
 
 /// Longest reason of a machine's own that is told, bytes.
 const REASON_MAX: usize = 512;
@@ -59,16 +58,8 @@ pub async fn open(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Te
 
 /// `None` where the machine does not run at this instant.
 async fn attempt(app: &App, id: &InstanceId, start: ExecStart) -> Result<Option<Terminal>, Error> {
-    let connection = match lifecycle::terminal(&app.ctx, id, start).await {
-        Ok(connection) => connection,
-        Err(WorkerError::Refused(e)) if e.code == CODE_CONFLICT => return Ok(None),
-        Err(WorkerError::Refused(e)) => return Err(Error::Machine(e.message)),
-        Err(WorkerError::Gone(_)) => {
-            let message = format!("the machine of {id} ended");
-            return Err(Refusal::new(Code::InstanceState, message).into());
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let connected = lifecycle::terminal(&app.ctx, id, start).await;
+    let Some(connection) = frames::connected(id, connected)? else { return Ok(None) };
     let exec_id = keys::uuid()?;
     let (from, to) = tokio::io::split(connection);
     Ok(Some(Terminal {
@@ -83,7 +74,7 @@ impl Screen {
     pub async fn next(&mut self) -> Shows {
         let mut done =
             ExecDone { exec_id: self.exec_id.clone(), exit_code: None, done: true, error: None };
-        match self.frame().await {
+        match frames::read(&mut self.from).await {
             Ok((Kind::Stdout | Kind::Stderr, bytes)) => return Shows::Bytes(bytes),
             Ok((Kind::Exit, json)) => match serde_json::from_slice::<ProcessExit>(&json) {
                 Ok(exit) => {
@@ -105,34 +96,19 @@ impl Screen {
         }
         Shows::Done(done)
     }
-
-    async fn frame(&mut self) -> io::Result<(Kind, Vec<u8>)> {
-        let mut head = [0; HEADER_LEN];
-        self.from.read_exact(&mut head).await?;
-        let (kind, len) = parse_header(head).map_err(io::Error::other)?;
-        let mut bytes = vec![0; len];
-        self.from.read_exact(&mut bytes).await?;
-        Ok((kind, bytes))
-    }
 }
 
 impl Keys {
     /// Types; waits as long as the machine takes no more.
     pub async fn typed(&mut self, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(OUTPUT_CHUNK_MAX) {
-            self.frame(Kind::Stdin, piece).await?;
+            frames::write(&mut self.0, Kind::Stdin, piece).await?;
         }
         Ok(())
     }
 
     /// The client's window has another size now.
     pub async fn resize(&mut self, size: WindowSize) -> io::Result<()> {
-        self.frame(Kind::Resize, &size.bytes()).await
-    }
-
-    async fn frame(&mut self, kind: Kind, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(&header(kind, bytes.len())).await?;
-        self.0.write_all(bytes).await?;
-        self.0.flush().await
+        frames::write(&mut self.0, Kind::Resize, &size.bytes()).await
     }
 }

@@ -15,6 +15,7 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_rules::request::Wish;
 use aegis_rules::spawn::{self, Permit};
 use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::files::FileAsk;
 use aegis_wire::host::{
     AccessShape, CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, LeaseShape,
     LimitsShape, SelfShape, StatusWord,
@@ -26,7 +27,7 @@ use tokio::sync::mpsc;
 use super::commits::{self, Take};
 use super::exec::{self, Running};
 use super::instances::{self, Goal};
-use super::{App, Error, instance_not_found, logs, ports, secrets};
+use super::{App, Error, files, instance_not_found, logs, ports, secrets};
 use crate::ctx::Ctx;
 use crate::keys;
 use crate::ledger::{Facts, WriteError};
@@ -342,6 +343,23 @@ pub async fn exec(
     })
     .await?;
     exec::run(app, &written.id, start, exec::CHILD_WAIT).await
+}
+
+/// Asks for something with a child's files; waits for a starting one, wakes a paused one. What
+/// changes them is in the trail.
+pub async fn files(
+    caller: &Caller,
+    app: &App,
+    name: &str,
+    ask: FileAsk,
+) -> Result<files::Open, Error> {
+    let name = name.to_owned();
+    let what = ask.changes().then(|| format!("{} {}", ask.word(), ask.path().lossy()));
+    let written = act(caller, app, move |facts, caller, now| {
+        judge(facts, caller, Request::Files { child: &name, what: what.as_deref() }, now)
+    })
+    .await?;
+    files::open(app, &written.id, ask, exec::CHILD_WAIT).await
 }
 
 /// A child's logs.

@@ -1,4 +1,5 @@
-//! What follows an answer on a stream of its own: the NDJSON of an exec or of logs.
+//! What follows an answer on a stream of its own: the NDJSON of an exec or of logs, a child's file;
+//! and a file for a child, the other way.
 
 use std::io;
 use std::time::Duration;
@@ -6,7 +7,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use aegis_wire::channel::files::FileAnswer;
+
 use crate::app::exec::Running;
+use crate::app::files::{self, Body, Open};
 use crate::lifecycle::Connection;
 
 /// The machine takes a line within this; a process that reads nothing holds no stream for ever.
@@ -26,6 +30,10 @@ pub(super) enum Source {
     Exec(Box<Running>),
     /// A child's logs.
     Logs(mpsc::Receiver<io::Result<String>>),
+    /// Something of a child's files.
+    File(Box<Body>),
+    /// Nothing: the machine writes a file of a child.
+    Write(Box<Open>),
 }
 
 impl Source {
@@ -33,6 +41,8 @@ impl Source {
         match self {
             Source::Exec(running) => running.next_line().await,
             Source::Logs(lines) => lines.recv().await?.ok().map(String::into_bytes),
+            Source::File(body) => body.next().await?.ok().map(Vec::from),
+            Source::Write(_) => None,
         }
     }
 }
@@ -47,6 +57,15 @@ impl Bulk {
     pub(super) async fn pour(self) {
         let Bulk { to, mut from, _slot } = self;
         let (mut back, mut to) = tokio::io::split(to);
+        if let Source::Write(open) = from {
+            let done = match open.write(files::sent(back)).await {
+                Ok(meta) => FileAnswer::Done { meta: Some(meta) },
+                Err(error) => FileAnswer::Refused { fault: files::fault_of(&error) },
+            };
+            let _ = tokio::time::timeout(WRITE_DEADLINE, files::tell(&mut to, &done)).await;
+            let _ = to.shutdown().await;
+            return;
+        }
         let write = async {
             while let Some(line) = from.next().await {
                 match tokio::time::timeout(WRITE_DEADLINE, to.write_all(&line)).await {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::channel::guest::{self, Streamed, method};
+use aegis_wire::channel::files::FileAsk;
+use aegis_wire::channel::guest::{self, Streamed, StreamedFile, method};
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_METHOD, CODE_RATE, CODE_UNAVAILABLE, RpcError};
-use aegis_wire::error::{ErrorBody, rpc_code};
-use aegis_wire::host::{AccessBody, CreateBody, ExecBody, ExposeBody, body};
+use aegis_wire::error::{ErrorBody, of_fault, rpc_code};
+use aegis_wire::host::{AccessBody, CreateBody, ExecBody, ExposeBody, StatusWord, body};
 use aegis_wire::words::Time;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,7 +53,7 @@ impl<E: Into<app::Error>> From<E> for Failure {
 /// What a verb brought.
 enum Done {
     Value(Value),
-    Lines(Source, OwnedSemaphorePermit),
+    Lines(Source, Option<StreamedFile>, OwnedSemaphorePermit),
 }
 
 fn weight(called: &str) -> Option<Weight> {
@@ -60,6 +61,8 @@ fn weight(called: &str) -> Option<Weight> {
         method::LIST_CHILDREN
         | method::GET_CHILD
         | method::CHILD_LOGS
+        | method::LOOK_AT_CHILD_FILES
+        | method::READ_CHILD_FILES
         | method::SELF_INFO
         | method::LIST_REQUESTS => Weight::Look,
         method::SPAWN
@@ -67,6 +70,8 @@ fn weight(called: &str) -> Option<Weight> {
         | method::STOP_CHILD
         | method::DELETE_CHILD
         | method::EXEC_CHILD
+        | method::CHANGE_CHILD_FILES
+        | method::WRITE_CHILD_FILE
         | method::KEEPALIVE
         | method::RELEASE_KEEPALIVE
         | method::EXPOSE
@@ -102,10 +107,10 @@ pub(super) async fn answer(
         let caller = Caller::verified(machine.id.clone(), claims.map_err(Failure::Token)?);
         match verb(app, machine, &caller, called, params).await? {
             Done::Value(value) => Ok((value, None)),
-            Done::Lines(lines, slot) => {
+            Done::Lines(lines, file, slot) => {
                 let ticket = keys::uuid()?;
                 let to = lifecycle::open_bulk(&app.ctx, &machine.id, ticket.clone()).await?;
-                let value = value(&Streamed { ticket })?;
+                let value = value(&Streamed { ticket, file })?;
                 Ok((value, Some(Bulk::new(to, lines, slot))))
             }
         }
@@ -162,7 +167,7 @@ async fn verb(
             .parse()?;
             let slot = slot()?;
             let running = tree::exec(caller, app, &ask.child_id, start).await?;
-            return Ok(Done::Lines(Source::Exec(Box::new(running)), slot));
+            return Ok(Done::Lines(Source::Exec(Box::new(running)), None, slot));
         }
         method::CHILD_LOGS => {
             let ask: guest::ChildLogs = parse(params)?;
@@ -179,7 +184,14 @@ async fn verb(
             };
             let slot = slot()?;
             let lines = tree::logs(caller, app, &ask.child_id, which)?;
-            return Ok(Done::Lines(Source::Logs(lines), slot));
+            return Ok(Done::Lines(Source::Logs(lines), None, slot));
+        }
+        method::LOOK_AT_CHILD_FILES
+        | method::READ_CHILD_FILES
+        | method::CHANGE_CHILD_FILES
+        | method::WRITE_CHILD_FILE => {
+            let ask: guest::ChildFiles = parse(params)?;
+            return files(app, machine, caller, called, ask).await;
         }
         method::SELF_INFO => value(&tree::own(caller, app)?)?,
         method::KEEPALIVE => {
@@ -211,6 +223,42 @@ async fn verb(
         _ => return Err(Refusal::new(Code::MalformedRequest, "no such method").into()),
     };
     Ok(Done::Value(value))
+}
+
+/// Something with a child's files: an answer, or a stream.
+async fn files(
+    app: &App,
+    machine: &Machine,
+    caller: &Caller,
+    called: &str,
+    asked: guest::ChildFiles,
+) -> Result<Done, Failure> {
+    let guest::ChildFiles { child_id, ask, .. } = asked;
+    let fits = match called {
+        method::WRITE_CHILD_FILE => matches!(ask, FileAsk::Write { .. }),
+        method::CHANGE_CHILD_FILES => ask.changes() && !ask.goes_on(),
+        method::READ_CHILD_FILES => ask.goes_on() && !ask.changes(),
+        _ => !ask.changes() && !ask.goes_on(),
+    };
+    if !fits {
+        return Err(Refusal::new(Code::MalformedRequest, "the method is for something else").into());
+    }
+    if !ask.goes_on() {
+        let open = tree::files(caller, app, &child_id, ask).await?;
+        return Ok(Done::Value(match open.leaves_something() {
+            true => value(&open.shape()?)?,
+            false => value(&StatusWord { status: "removed".to_owned() })?,
+        }));
+    }
+    let slot = Arc::clone(&machine.bulks).try_acquire_owned().map_err(|_| Failure::Streams)?;
+    let open = tree::files(caller, app, &child_id, ask).await?;
+    if called == method::WRITE_CHILD_FILE {
+        return Ok(Done::Lines(Source::Write(Box::new(open)), None, slot));
+    }
+    let sends = open.sends()?;
+    let file = open.meta.clone().zip(sends);
+    let file = file.map(|(meta, sends)| StreamedFile { meta, length: sends.length });
+    Ok(Done::Lines(Source::File(Box::new(open.body()?)), file, slot))
 }
 
 fn parse<T: DeserializeOwned>(params: Value) -> Result<T, Refusal> {
@@ -251,6 +299,9 @@ async fn refuse(
         }
         Failure::App(app::Error::Machine(message)) => {
             return said(CODE_UNAVAILABLE, ErrorBody::new("machine_failed", message));
+        }
+        Failure::App(app::Error::File { fault, path }) => {
+            return said(of_fault(fault).1, ErrorBody::of_file(fault, &path));
         }
         Failure::App(ours) => {
             let id = keys::uuid().unwrap_or_default();

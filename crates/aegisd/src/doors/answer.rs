@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use aegis_wire::error::{ErrorBody, status};
+use aegis_wire::error::{ErrorBody, of_fault, status};
 use axum::Json;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -51,6 +51,11 @@ impl From<app::Error> for Failure {
                 };
                 Failure::new(status, &failed.code, failed.message)
             }
+            app::Error::File { fault, path } => Failure {
+                status: StatusCode::from_u16(of_fault(fault).0).unwrap_or(StatusCode::CONFLICT),
+                body: ErrorBody::of_file(fault, &path),
+                retry_after: None,
+            },
             // The fault is ours: the client gets an id, the log the whole chain under it.
             ours => {
                 let id = keys::uuid().unwrap_or_default();

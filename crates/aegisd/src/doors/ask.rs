@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use futures_util::StreamExt as _;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,6 +21,9 @@ use crate::app::Host;
 
 /// A client has this long to send a body.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A body that nobody wants is taken for so long.
+const DISCARD: Duration = Duration::from_secs(10);
 
 /// By which listener a request came.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +135,14 @@ impl<const MAX: usize> FromRequest<State> for JsonBody<MAX> {
             Failure::new(StatusCode::BAD_REQUEST, "malformed_json", format!("malformed JSON: {e}"))
         })
     }
+}
+
+/// Takes a body that nobody wants, for a while: a client that sends before it reads would never see
+/// why.
+pub(super) async fn discard(body: Body) {
+    let mut pieces = body.into_data_stream();
+    let all = async { while let Some(Ok(_)) = pieces.next().await {} };
+    let _ = tokio::time::timeout(DISCARD, all).await;
 }
 
 /// Reads a body of at most so many bytes, within its deadline.

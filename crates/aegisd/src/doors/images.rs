@@ -2,8 +2,8 @@
 
 use aegis_rules::refusal::Refusal;
 use aegis_wire::bounds::HOST_BODY_MAX;
-use aegis_wire::host::{StatusWord, body};
-use aegis_wire::images::PullBody;
+use aegis_wire::host::{CreateBody, StatusWord, body};
+use aegis_wire::images::{PullBody, RunConfig, Task, WarmBody};
 use aegis_wire::words::{BadWord, ImageRef};
 use axum::body::Body as Bytes;
 use axum::extract::State as Extract;
@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::answer::Failure;
-use super::ask::{HostAuth, JsonBody, Named, Params};
+use super::ask::{HostAuth, JsonBody, Named, Params, bad_query, discard};
 use super::{State, stream};
 use crate::app::images;
 
@@ -26,6 +26,7 @@ pub(super) fn routes() -> Router<State> {
         .route("/v1/images", get(list).post(pull))
         .route("/v1/images/import", post(import))
         .route("/v1/images/prune", post(prune))
+        .route("/v1/images/warm", post(warm))
         .route("/v1/images/{name}", delete(remove))
 }
 
@@ -54,6 +55,10 @@ async fn pull(
 #[derive(Deserialize)]
 struct ImportQuery {
     name: Option<String>,
+    /// The archive is a root file system.
+    tree: Option<String>,
+    /// JSON: the words of its command.
+    command: Option<String>,
 }
 
 async fn import(
@@ -62,9 +67,52 @@ async fn import(
     Params(query): Params<ImportQuery>,
     archive: Bytes,
 ) -> Answer {
-    let name = query.name.map(parse).transpose()?;
+    let (name, task) = match wanted(query) {
+        Ok(wanted) => wanted,
+        Err(failure) => {
+            discard(archive).await;
+            return Err(failure);
+        }
+    };
     let archive = archive.into_data_stream();
-    Ok(stream::lines(images::import(host, &state.app, name.as_ref(), archive)?))
+    Ok(stream::lines(images::import(host, &state.app, name.as_ref(), task, archive)?))
+}
+
+fn wanted(query: ImportQuery) -> Result<(Option<ImageRef>, Task), Failure> {
+    let name = query.name.map(parse).transpose()?;
+    let task = match (flag("tree", query.tree.as_deref())?, query.command) {
+        (false, None) => Task::Archive,
+        (false, Some(_)) => return Err(bad_query("command", "left out: an archive has its own")),
+        (true, _) if name.is_none() => return Err(bad_query("name", "the name of the new image")),
+        (true, command) => {
+            let words = command.as_deref().map(serde_json::from_str).transpose();
+            let cmd = words.map_err(|_| bad_query("command", "a JSON list of words"))?;
+            let config = RunConfig { cmd: cmd.unwrap_or_default(), ..RunConfig::default() };
+            if !config.is_bounded() {
+                return Err(bad_query("command", "a command that a process can be given"));
+            }
+            Task::Tree { config }
+        }
+    };
+    Ok((name, task))
+}
+
+fn flag(name: &str, text: Option<&str>) -> Result<bool, Failure> {
+    match text {
+        None | Some("" | "0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(_) => Err(bad_query(name, "true or false")),
+    }
+}
+
+async fn warm(
+    Extract(state): Extract<State>,
+    HostAuth(host): HostAuth,
+    JsonBody(value): Body,
+) -> Answer {
+    let WarmBody { image_ref, vcpus, memory_mb } = body(value)?;
+    let kind = CreateBody { image_ref, vcpus, memory_mb, ..CreateBody::default() }.parse()?;
+    Ok(stream::lines(images::warm(host, &state.app, kind)?))
 }
 
 #[derive(Deserialize)]
@@ -77,11 +125,7 @@ async fn prune(
     HostAuth(host): HostAuth,
     Params(query): Params<PruneQuery>,
 ) -> Answer {
-    let all = match query.all.as_deref() {
-        None | Some("" | "0" | "false") => false,
-        Some("1" | "true") => true,
-        Some(_) => return Err(super::ask::bad_query("all", "true or false")),
-    };
+    let all = flag("all", query.all.as_deref())?;
     Ok(Json(images::prune(host, &state.app, all).await?).into_response())
 }
 

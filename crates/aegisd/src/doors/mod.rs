@@ -6,6 +6,7 @@ mod ask;
 mod commits;
 mod couch;
 mod events;
+mod files;
 mod guests;
 mod host;
 mod images;
@@ -130,6 +131,7 @@ fn routes(state: State) -> Router {
     Router::new()
         .merge(couch::public(&state))
         .merge(couch::host())
+        .merge(files::routes())
         .merge(guests::routes())
         .merge(host::routes())
         .merge(images::routes())

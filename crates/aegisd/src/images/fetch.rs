@@ -1,7 +1,6 @@
 //! Running `aegis-image`: one job, its progress read with bounds, killed when nobody waits any more.
 
 use std::io;
-use std::process::Stdio;
 use std::time::Duration;
 
 use aegis_wire::bounds::{IMAGE_DEADLINE, WORKER_LINE_MAX};
@@ -11,11 +10,12 @@ use axum::body::BodyDataStream;
 use docker_credential::{DockerCredential, get_credential_from_reader};
 use futures_util::StreamExt as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{ChildStdin, Command};
+use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
 
 use super::Images;
 use crate::config::Config;
+use crate::programs;
 
 /// How Docker's own file calls its registry.
 const DOCKER_KEY: &str = "https://index.docker.io/v1/";
@@ -105,13 +105,7 @@ pub async fn fetch(
     let images = Images::of(&config.home);
     let job = Job { dir: images.blobs()?, bytes_max: config.images.bytes_max, task };
     let program = config.machines.programs.join("aegis-image");
-    let mut child = Command::new(&program)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
+    let mut child = programs::piped(&program)
         .kill_on_drop(true)
         .spawn()
         .map_err(|e| Failed::new("image_failed", format!("{}: {e}", program.display())))?;

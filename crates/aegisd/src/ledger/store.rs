@@ -253,7 +253,8 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceExposed { at, .. }
         | Change::InstanceUnexposed { at, .. }
         | Change::GuestDenied { at, .. }
-        | Change::ChildExec { at, .. } => *at,
+        | Change::ChildExec { at, .. }
+        | Change::ChildFiles { at, .. } => *at,
         Change::RequestRaised { request, .. } => request.at,
         Change::KillVerified { receipt, .. } => {
             receipt.machines.iter().map(|m| m.destroyed_at).max()?

@@ -44,9 +44,9 @@ pub use calls::{open_bulk, serve_calls};
 pub use environment::injected;
 pub use image::image;
 pub use remote::sweep as sweep_cloud;
-pub use steps::commit;
+pub use steps::{commit, warm};
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, probe, read_line, read_raw, terminal};
+pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]

@@ -12,9 +12,10 @@ use aegis_wire::bounds::{
 };
 use aegis_wire::channel::Run;
 use aegis_wire::egress::HostName;
-use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, Usage};
+use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, MemoryMb, Usage};
 use aegis_wire::worker::{
-    Committed, Disk, Egress, From, Golden, Launch, Reap, Reaped, Request, Sample, Trimmed,
+    Committed, Disk, Egress, From, Golden, GoldenReady, Launch, Reap, Reaped, Request, Sample,
+    Trimmed,
 };
 
 use super::environment::{environment, note_injected};
@@ -135,6 +136,20 @@ fn is_outside(host: &HostName) -> bool {
 
 /// What a machine is cloned from.
 pub(super) fn golden(ctx: &Ctx, spec: &Spec, image: &Image) -> Golden {
+    golden_of(ctx, image, spec.cpu, spec.memory)
+}
+
+/// Makes sure that there is what machines of this kind are cloned from.
+pub async fn warm(
+    ctx: &Ctx,
+    image: &Image,
+    cpu: CpuMillis,
+    memory: MemoryMb,
+) -> Result<GoldenReady, WorkerError> {
+    worker::golden(ctx, &golden_of(ctx, image, cpu, memory)).await
+}
+
+fn golden_of(ctx: &Ctx, image: &Image, cpu: CpuMillis, memory: MemoryMb) -> Golden {
     let machines = &ctx.config.machines;
     Golden {
         dir: ctx.config.home.join("golden"),
@@ -144,8 +159,8 @@ pub(super) fn golden(ctx: &Ctx, spec: &Spec, image: &Image) -> Golden {
         harness: machines.programs.join("aegis-harness"),
         mcp: machines.programs.join("aegis-mcp-guest"),
         base: image.base.clone(),
-        vcpus: spec.cpu.vcpus(),
-        memory: spec.memory,
+        vcpus: cpu.vcpus(),
+        memory,
         accel: machines.accel,
     }
 }

@@ -7,23 +7,26 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LINE_MAX};
+use aegis_wire::bounds::{GOLDEN_DEADLINE, RPC_DEADLINE, WORKER_LINE_MAX};
 use aegis_wire::channel::ExecStart;
+use aegis_wire::channel::files::FileAsk;
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::words::InstanceId;
-use aegis_wire::worker::{Probe, Reap, Reaped, Reply, Request, run_dir};
+use aegis_wire::worker::{Golden, GoldenReady, Probe, Reap, Reaped, Reply, Request, run_dir};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
 };
 use tokio::net::UnixStream;
-use tokio::process::Command;
 
 use crate::ctx::Ctx;
+use crate::programs;
 
 /// Largest output of a one-shot program.
 const REPORT_MAX: u64 = 1024 * 1024;
+/// A snapshot is made within this: a worker may wait for another one's, and try twice.
+const GOLDEN_WAIT: Duration = Duration::from_secs(2 * GOLDEN_DEADLINE.as_secs() + 30);
 /// What a reap may take beyond the deadline that it was given.
 const REAP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -127,6 +130,11 @@ pub async fn terminal(
     ask(ctx, id, &Request::Terminal { start }, 2 * RPC_DEADLINE).await
 }
 
+/// Does something with a machine's files; what follows on the connection are its frames.
+pub async fn files(ctx: &Ctx, id: &InstanceId, ask: FileAsk) -> Result<Connection, WorkerError> {
+    self::ask(ctx, id, &Request::Files { ask }, 2 * RPC_DEADLINE).await
+}
+
 /// Opens a TCP port of a machine; what follows on the connection are its bytes.
 pub(super) async fn open_port(
     ctx: &Ctx,
@@ -150,16 +158,13 @@ pub(super) fn start(ctx: &Ctx, id: &InstanceId) -> io::Result<()> {
     // not listen, so nobody has to wait for it.
     let listener = std::os::unix::net::UnixListener::bind(&socket)?;
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join(run_dir::LOG))?;
-    let mut child = Command::new(program(ctx));
+    let mut child = programs::bare(&program(ctx));
     child
         .arg("machine")
         .arg(&dir)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
         .stdout(Stdio::null())
         .stderr(Stdio::from(log))
-        .process_group(0)
         .kill_on_drop(false);
     // Dropped on purpose: the worker outlives this process; the runtime reaps it when it ends.
     drop(child.spawn()?);
@@ -170,6 +175,11 @@ pub(super) fn start(ctx: &Ctx, id: &InstanceId) -> io::Result<()> {
 pub(super) async fn reap(ctx: &Ctx, ask: &Reap) -> Result<Reaped, WorkerError> {
     let deadline = Duration::from_millis(ask.deadline_ms) + REAP_MARGIN;
     one_shot(&program(ctx), "reap", Some(ask), deadline).await
+}
+
+/// Makes sure of a golden snapshot. What was begun is made whole, also when nobody waits any more.
+pub(super) async fn golden(ctx: &Ctx, ask: &Golden) -> Result<GoldenReady, WorkerError> {
+    one_shot(&program(ctx), "golden", Some(ask), GOLDEN_WAIT).await
 }
 
 /// Asks what this host can do for machines.
@@ -188,14 +198,8 @@ async fn one_shot<I: Serialize, O: DeserializeOwned>(
     deadline: Duration,
 ) -> Result<O, WorkerError> {
     let failed = |e: &dyn std::fmt::Display| WorkerError::Program(format!("{verb}: {e}"));
-    let mut child = Command::new(program)
+    let mut child = programs::piped(program)
         .arg(verb)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
         .spawn()
         .map_err(|e| failed(&format!("{}: {e}", program.display())))?;
     let work = async {
