@@ -93,6 +93,21 @@ fn a_client_of_the_cloud_finds_what_it_knows() {
     let cursors: Vec<u64> = lines.iter().map(|line| line["cursor"].as_u64().unwrap()).collect();
     assert!(cursors.is_sorted() && lines.last().unwrap()["exit_code"] == 0);
 
+    let files = format!("{vm}/files");
+    let every: Vec<u8> = (0..=255).collect();
+    let file = json!({"path": "/root/a/b", "content_b64": STANDARD.encode(&every), "mode": 0o600});
+    assert_eq!(client.put(&files, &file).expect(404)["success"], false, "no such directory");
+    let mut made_too = file.clone();
+    made_too["create_dirs"] = json!(true);
+    let written = client.put(&files, &made_too);
+    assert_eq!((written.status, written.body.len()), (200, 0));
+    let read = client.get(&format!("{files}?path=/root/a/b")).expect(200);
+    assert_eq!(read["content_b64"], file["content_b64"]);
+    let body = json!({"command": ["stat", "-c", "%a %s", "/root/a/b"]});
+    assert_eq!(client.post(&format!("{vm}/exec"), &body).expect(200)["stdout"], "600 256\n");
+    assert_eq!(client.get(&format!("{files}?path=/root/none")).expect(404)["success"], false);
+    assert_eq!(client.get(&format!("{files}?path=relative")).expect(400)["success"], false);
+
     assert_eq!(patch("state", "{\"state\":\"paused\"}").status, 422);
     assert_eq!(patch("state", "{\"state\":\"Paused\"}").status, 200);
     assert_eq!(status()["state"], "paused");

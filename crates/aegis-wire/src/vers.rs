@@ -14,6 +14,8 @@ use crate::words::Uuid;
 pub const ANSWER_MAX: usize = 8 * 1024 * 1024;
 /// Body of a request, bytes: a file of 16 MiB as base64 fits.
 pub const BODY_MAX: usize = 24 * 1024 * 1024;
+/// A file in one piece, bytes.
+pub const FILE_MAX: usize = 16 * 1024 * 1024;
 /// Labels of one machine.
 pub const LABELS_MAX: usize = 64;
 /// Bytes of a label's name, and of its value.
@@ -358,6 +360,8 @@ pub struct BranchError {
     /// One sentence.
     pub error: String,
 }
+
+const _: () = assert!(FILE_MAX / 3 * 4 + 64 * 1024 < BODY_MAX, "a file fits in a body");
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,10 @@
 //! nothing has to be remembered.
 
 mod commits;
+mod files;
 
 pub use commits::*;
+pub use files::*;
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Answers in the vers API's envelopes, and bodies read as it reads them.
 
 use aegis_rules::refusal::Code;
-use aegis_wire::error::status;
+use aegis_wire::error::{of_fault, status};
 use aegis_wire::vers::{AUTH_TEXT, AppError, BODY_MAX, BranchError, FORBIDDEN, NOT_FOUND};
 use aegis_wire::words::Uuid;
 use axum::Json;
@@ -84,6 +84,11 @@ impl From<Error> for Failure {
                     Failure::App(status.unwrap_or(StatusCode::BAD_REQUEST), refusal.to_string())
                 }
             },
+            Error::File { fault, ref path } => {
+                let status = StatusCode::from_u16(of_fault(fault).0);
+                let said = fault.sentence(path);
+                Failure::App(status.unwrap_or(StatusCode::CONFLICT), said)
+            }
             Error::Machine(message) => Failure::App(StatusCode::INTERNAL_SERVER_ERROR, message),
             // The log has the cause, under the id that the body names.
             other => {

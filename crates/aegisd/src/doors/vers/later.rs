@@ -14,7 +14,6 @@ pub(super) fn routes() -> Router<State> {
     Router::new()
         .route("/vm/{vm_id}/ssh_key", get(of_a_machine))
         .route("/vm/{vm_id}/disk", patch(of_a_machine))
-        .route("/vm/{vm_id}/files", get(of_a_machine).put(of_a_machine))
         .route("/vm/{vm_id}/logs", get(of_a_machine))
         .route("/vm/{vm_id}/exec/stream/attach", post(of_a_machine))
         .route("/vm/commits/{commit_id}/parents", get(absent))

@@ -4,6 +4,7 @@
 mod answer;
 mod commits;
 mod exec;
+mod files;
 mod later;
 
 use aegis_wire::vers::{NewRoot, SetLabels, SetState, VmId};
@@ -42,6 +43,7 @@ pub(super) fn routes(state: &State) -> Router<State> {
         .route("/vm/{vm_id}/label", patch(label))
         .merge(commits::routes())
         .merge(exec::routes())
+        .merge(files::routes())
         .merge(later::routes());
     own.nest("/api/v1", api).route("/health", get(health))
 }
