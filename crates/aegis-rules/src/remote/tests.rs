@@ -259,3 +259,60 @@ fn what_is_not_there_yet_is_waited_for() {
         assert_eq!(look(std::slice::from_ref(&other), 1_090_000), Verdict::Absent, "{other:?}");
     }
 }
+
+/// A receipt for a machine there needs the provider's word, and nothing of this host's counts as that.
+#[test]
+fn a_receipt_needs_the_providers_word() {
+    use crate::guest::Provisioner;
+    use crate::invite::{Fresh, Offer, Redeem, Redeemed, SecretHash};
+    use crate::kill;
+    use crate::words::{Limits, Permissions};
+
+    let create = invite::Create {
+        created_by: "noah".parse().unwrap(),
+        label: None,
+        limits: Limits::default(),
+        permissions: Permissions::default(),
+        offer: Offer::default(),
+        expires_in: DurationMs(1),
+    };
+    assert_eq!(admits(&create), Ok(()));
+    let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap();
+    let created = invite::create(create, id, SecretHash([0; 32]), Time(0)).remove(0);
+    let Change::InviteCreated(invite) = created else { panic!("{created:?}") };
+    let fresh = Fresh {
+        guest: "01ARZ3NDEKTSV4RRFFQ69G5FAW".parse().unwrap(),
+        token_hash: SecretHash([1; 32]),
+        instance: "inst-01ARZ3NDEKTSV4RRFFQ69G5FAX".parse().unwrap(),
+    };
+    let ask = Redeem { name: "ty".parse().unwrap(), public_key: None, idempotency: None };
+    let redeemed =
+        invite::redeem(Some(&invite), None, ask, Some(Spec::example()), fresh, Time(0)).unwrap();
+    let Redeemed::New { changes, mut guest } = redeemed.in_vers() else { panic!() };
+    assert_eq!(guest.provisioner, Provisioner::Vers);
+    let mut machine = changes
+        .into_iter()
+        .find_map(|change| match change {
+            Change::InstanceCreated(machine) => Some(*machine),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(machine.remote, Some(Remote::default()));
+    for change in kill::open(&guest, std::slice::from_ref(&machine), Time(0)).unwrap() {
+        guest.apply(&change);
+        machine.apply(&change);
+    }
+    let mut gone = |verified: &[&str]| {
+        let end = kill::MachineEnd {
+            id: machine.id.clone(),
+            frozen_at: None,
+            destroyed_at: Time(0),
+            verified: verified.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        machine.apply(&Change::InstanceDestroyed { end, usage: Default::default() });
+        kill::close(&guest, std::slice::from_ref(&machine)).is_some()
+    };
+    assert!(!gone(&kill::MUST_VERIFY), "of this host");
+    assert!(!gone(&[]));
+    assert!(gone(&kill::MUST_VERIFY_ELSEWHERE));
+}
