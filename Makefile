@@ -20,9 +20,9 @@ CLIENTS := python3-pip,bind9-dnsutils,openssl,netcat-openbsd
 .PHONY: build hostile setup assets demo test mcp-clients llm-clients bench fmt lint tools
 
 build: tools
-	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-images -p aegis-worker
+	cargo build --release --locked --target-dir $(TARGET) -p aegis-cli -p aegisd -p aegis-images -p aegis-vers -p aegis-worker
 	RUSTFLAGS='$(STATIC)' cargo build --profile harness --locked --target $(TRIPLE) --target-dir $(TARGET)/harness -p aegis-harness -p aegis-mcp-guest
-	install -C -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-image $(TARGET)/release/aegis-worker
+	install -C -D -t $(BIN) $(TARGET)/release/aegis $(TARGET)/release/aegisd $(TARGET)/release/aegis-image $(TARGET)/release/aegis-vers-double $(TARGET)/release/aegis-worker
 	install -C -D -t $(BIN) $(TARGET)/harness/$(TRIPLE)/harness/aegis-harness $(TARGET)/harness/$(TRIPLE)/harness/aegis-mcp-guest
 
 hostile:

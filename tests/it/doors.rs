@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 46] = [
+const HOST_ROUTES: [(Method, &str); 47] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -54,6 +54,7 @@ const HOST_ROUTES: [(Method, &str); 46] = [
     (Method::POST, "/couch/guests/x/requests/1/grant"),
     (Method::POST, "/couch/guests/x/requests/1/deny"),
     (Method::PUT, "/v1/instances/x/secrets"),
+    (Method::POST, "/v1/vers/key"),
     (Method::GET, "/v1/secrets"),
     (Method::GET, "/v1/secrets/X"),
     (Method::PUT, "/v1/secrets/X"),

@@ -64,7 +64,8 @@ impl House {
         let home = tempfile::Builder::new().prefix("aegis-it-").tempdir_in("/tmp").unwrap();
         std::fs::write(home.path().join("aegis.toml"), settings).unwrap();
         std::fs::create_dir(home.path().join("data")).unwrap();
-        if !settings.contains("manual") {
+        let makes_machines = !["\"manual\"", "\"vers\""].iter().any(|w| settings.contains(w));
+        if makes_machines {
             let assets = crate::assets();
             for name in ["kernel", "images"] {
                 symlink(assets.join(name), home.path().join(name)).unwrap();

@@ -1,6 +1,6 @@
 //! The kit of the integration tests: a [`house::House`] is a home of its own with a real daemon in
 //! it, [`http`] asks it over its sockets, [`look`] looks at the host behind its back, [`vendor`] is
-//! what stands behind its LLM door.
+//! what stands behind its LLM door, [`vers`] the cloud in which it has an account.
 //!
 //! It knows the programs only from outside: flags, files, sockets, answers.
 
@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod outside;
 pub mod sse;
 pub mod vendor;
+pub mod vers;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -114,6 +114,14 @@ pub enum Command {
     /// Folders of this host that machines have as /workspace
     #[command(subcommand)]
     Workspace(workspace::WorkspaceCommand),
+    /// Make a key with which others use this host as a vers cloud
+    #[command(
+        after_help = "The key before is worth nothing from then on. It is shown once; the host keeps \
+                      only its hash. [vers_api] enabled = true in aegis.toml opens the API.\n\n\
+                      Example:\n  eval \"$(aegis vers-key)\"\n  \
+                      curl -H \"Authorization: Bearer $VERS_API_KEY\" $VERS_BASE_URL/api/v1/vms"
+    )]
+    VersKey,
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
     /// Show what happens on this host, or what has happened

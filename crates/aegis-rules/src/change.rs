@@ -6,6 +6,8 @@
 
 mod apply;
 
+use std::collections::BTreeMap;
+
 use crate::audit::{Note, Subject};
 use crate::egress::{Denied, Egress};
 use crate::given::Secrets;
@@ -17,7 +19,7 @@ use crate::refusal::{Code, Refusal};
 use crate::request::AccessRequest;
 use crate::words::{
     CommitId, EgressBytes, GuestId, InstanceId, InviteId, Label, Limits, LlmTokens, Port, Time,
-    Usage,
+    Usage, Uuid,
 };
 
 /// One thing that is written, together with the others of its set or not at all.
@@ -98,6 +100,16 @@ pub enum Change {
     InstanceAbsorbed { id: InstanceId, usage: Usage },
     /// Its record is no longer needed.
     InstanceForgotten { id: InstanceId, at: Time },
+
+    /// A machine of it is about to be asked for, in another cloud.
+    VmIntended { id: InstanceId, at: Time },
+    /// That is its machine there; `unclear_at` is when one was asked for that may be another.
+    VmClaimed { id: InstanceId, vm: Uuid, unclear_at: Option<Time>, at: Time },
+    /// It has no machine there; `unclear_at` is when one was asked for of which nothing became known.
+    VmAbsent { id: InstanceId, unclear_at: Option<Time>, at: Time },
+
+    /// It is lent under other labels.
+    InstanceLabelled { id: InstanceId, labels: BTreeMap<String, String>, at: Time },
 
     /// Its machine has another capability token, of this name.
     InstanceToken { id: InstanceId, jti: String, at: Time },
@@ -269,6 +281,12 @@ impl Change {
                 &i.id,
                 created(i),
             ),
+            Change::VmClaimed { id, vm, .. } => {
+                instance("instance.vm.claimed", id, vec![("vmId", vm.to_string())])
+            }
+            Change::VmAbsent { id, unclear_at: Some(at), .. } => {
+                instance("instance.vm.unclear", id, vec![("askedAt", at.to_string())])
+            }
             Change::InstanceStarts { id, .. } => instance("instance.starting", id, vec![]),
             Change::InstanceRuns { id, boot_id, .. } => {
                 instance("instance.started", id, vec![("bootId", boot_id.clone())])
@@ -367,6 +385,9 @@ impl Change {
                 instance("llm.call", id, data)
             }
             Change::InstanceToken { .. }
+            | Change::VmIntended { .. }
+            | Change::VmAbsent { unclear_at: None, .. }
+            | Change::InstanceLabelled { .. }
             | Change::TokensReserved { .. }
             | Change::InstanceAbsorbed { .. }
             | Change::InstancePort { .. }
@@ -421,6 +442,10 @@ impl Change {
             | Change::InstanceAbsorbed { id, .. }
             | Change::InstanceForgotten { id, .. }
             | Change::InstanceToken { id, .. }
+            | Change::VmIntended { id, .. }
+            | Change::VmClaimed { id, .. }
+            | Change::VmAbsent { id, .. }
+            | Change::InstanceLabelled { id, .. }
             | Change::InstanceSecrets { id, .. }
             | Change::InstanceCommitted { id, .. }
             | Change::TokensReserved { id, .. }

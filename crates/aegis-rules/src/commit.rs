@@ -38,6 +38,8 @@ pub struct Commit {
     pub with_memory: bool,
     /// It goes with the last machine that was made of it.
     pub temporary: bool,
+    /// It is of a machine that the vers API lent: who uses that API may start others from it.
+    pub lent: bool,
     /// When it was taken.
     pub created_at: Time,
 }
@@ -118,6 +120,7 @@ pub fn take(
         ports: spec.exposes.iter().map(|e| (e.guest_port, e.protocol)).collect(),
         with_memory,
         temporary,
+        lent: of.lent.is_some(),
         created_at: now,
     }
 }

@@ -93,6 +93,8 @@ pub enum Provisioner {
     Local,
     /// A person, who then activates the guest.
     Manual,
+    /// The vers cloud ([`crate::remote`]).
+    Vers,
 }
 
 /// A redeemed invite.
@@ -319,11 +321,16 @@ pub fn expire(guest: &Guest, machines: &[Instance], now: Time) -> Vec<Change> {
 }
 
 /// What follows for a guest when its machine says that it runs.
-pub fn machine_runs(guest: &Guest, endpoint: Option<String>, now: Time) -> Vec<Change> {
-    match (guest.status_at(now), &guest.instance) {
-        (GuestStatus::Provisioning, Some(instance)) => vec![Change::GuestActivated {
+pub fn machine_runs(
+    guest: &Guest,
+    machine: &Instance,
+    endpoint: Option<String>,
+    now: Time,
+) -> Vec<Change> {
+    match guest.status_at(now) {
+        GuestStatus::Provisioning => vec![Change::GuestActivated {
             id: guest.id.clone(),
-            vm_id: instance.to_string(),
+            vm_id: machine.vm_id(),
             agent_endpoint: endpoint,
             at: now,
         }],

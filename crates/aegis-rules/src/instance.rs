@@ -23,6 +23,7 @@ use crate::capability::Capabilities;
 use crate::egress::Egress;
 use crate::given::Given;
 use crate::kill::MachineEnd;
+use crate::remote::Remote;
 use crate::words::{
     CommitId, CpuMillis, DiskBytes, DurationMs, EgressBytes, GuestId, Handle, ImageRef, InstanceId,
     Limits, LlmTokens, MemoryMb, Port, Time, Tree, Usage,
@@ -277,6 +278,10 @@ pub struct Instance {
     pub parent: Option<InstanceId>,
     /// What it is made of.
     pub spec: Spec,
+    /// Its machine elsewhere, where it is not this host's.
+    pub remote: Option<Remote>,
+    /// Its labels, where it is lent by the vers API; absent where it is not.
+    pub lent: Option<BTreeMap<String, String>>,
     /// What it may do besides computing.
     pub capabilities: Capabilities,
     /// The most that it and all of its descendants together may hold and spend.
@@ -354,6 +359,8 @@ impl Instance {
             guest,
             parent,
             spec,
+            remote: None,
+            lent: None,
             capabilities: Capabilities::default(),
             envelope,
             egress: Egress::default(),
@@ -392,6 +399,11 @@ impl Instance {
         Instance { capabilities, envelope, ends_at, ..self }
     }
 
+    /// The same instance, lent by the vers API under these labels.
+    pub fn lent_as(self, labels: Option<BTreeMap<String, String>>) -> Instance {
+        Instance { lent: labels, ..self }
+    }
+
     /// The same instance with what it may reach.
     pub fn with_egress(self, egress: Egress) -> Instance {
         Instance { egress, ..self }
@@ -420,6 +432,14 @@ impl Instance {
     /// Whether it has ended, or is to end: then nothing may live below it.
     pub fn is_ending(&self) -> bool {
         matches!(self.wanted, Wanted::Stopped | Wanted::Gone)
+    }
+
+    /// What clients call its machine: the id, or what the cloud in which it is calls it.
+    pub fn vm_id(&self) -> String {
+        match self.remote.as_ref().and_then(|remote| remote.vm.as_ref()) {
+            Some(vm) => vm.to_string(),
+            None => self.id.to_string(),
+        }
     }
 
     /// Name for people: the handle, else the id.

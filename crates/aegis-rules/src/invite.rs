@@ -11,6 +11,7 @@ use crate::given::{Given, Models};
 use crate::guest::{Guest, GuestStatus, Provisioner};
 use crate::instance::{Instance, Spec};
 use crate::refusal::{Code, Refusal};
+use crate::remote::Remote;
 use crate::words::{
     CpuMillis, DiskBytes, DurationMs, GuestId, ImageRef, InstanceId, InviteId, Label, Limits,
     MemoryMb, OnLimit, Permissions, Port, PublicKey, Share, Time, Tree,
@@ -244,6 +245,23 @@ pub enum Redeemed {
     },
     /// The same request came before (`Idempotency-Key`): the guest that it made.
     Again(Box<Guest>),
+}
+
+impl Redeemed {
+    /// The same, with the guest's machine in the vers cloud.
+    pub fn in_vers(mut self) -> Redeemed {
+        if let Redeemed::New { changes, guest } = &mut self {
+            guest.provisioner = Provisioner::Vers;
+            for change in changes {
+                match change {
+                    Change::GuestCreated(created) => created.provisioner = Provisioner::Vers,
+                    Change::InstanceCreated(created) => created.remote = Some(Remote::default()),
+                    _ => {}
+                }
+            }
+        }
+        self
+    }
 }
 
 /// Redeems an invite: it is spent, a guest exists, and the intent to provision is written, all in

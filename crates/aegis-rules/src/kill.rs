@@ -13,6 +13,14 @@ use crate::words::{DurationMs, GuestId, InstanceId, Time};
 /// What must be looked for, and not be there, before a machine counts as gone.
 pub const MUST_VERIFY: [&str; 4] = ["process", "cgroup", "network", "disk"];
 
+/// The same of a machine in somebody else's cloud: its provider says, to a key that it accepts, that
+/// there is no such machine.
+pub const MUST_VERIFY_ELSEWHERE: [&str; 1] = ["provider"];
+
+fn must_verify(machine: &Instance) -> &'static [&'static str] {
+    if machine.remote.is_some() { &MUST_VERIFY_ELSEWHERE } else { &MUST_VERIFY }
+}
+
 /// One machine's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineEnd {
@@ -85,10 +93,9 @@ pub fn close(guest: &Guest, machines: &[Instance]) -> Option<Vec<Change>> {
     let ends: Vec<MachineEnd> = machines
         .iter()
         .map(|m| {
-            (m.state == InstanceState::Gone)
-                .then(|| m.end.clone())
-                .flatten()
-                .filter(|end| MUST_VERIFY.iter().all(|must| end.verified.iter().any(|v| v == must)))
+            (m.state == InstanceState::Gone).then(|| m.end.clone()).flatten().filter(|end| {
+                must_verify(m).iter().all(|must| end.verified.iter().any(|v| v == must))
+            })
         })
         .collect::<Option<_>>()?;
     let last = ends.iter().map(|end| end.destroyed_at).max().unwrap_or(killed_at);

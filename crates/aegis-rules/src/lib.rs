@@ -29,6 +29,7 @@ pub mod instance;
 pub mod invite;
 pub mod kill;
 pub mod refusal;
+pub mod remote;
 pub mod request;
 pub mod spawn;
 pub mod tokens;

@@ -159,7 +159,7 @@ pub fn set_egress(
         return Err(guest::wrong_state("change egress of", status));
     }
     let root = guest.instance.as_ref().and_then(|root| find(machines, root));
-    let root = root.ok_or_else(no_machine)?;
+    let root = root.filter(|root| root.remote.is_none()).ok_or_else(no_machine)?;
     Ok(egress_set(root, ask.granted(), now).into_iter().collect())
 }
 

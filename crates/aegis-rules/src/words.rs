@@ -12,7 +12,7 @@ mod time;
 pub use amounts::{CpuMillis, DiskBytes, EgressBytes, LlmTokens, MemoryMb, Number, Share};
 pub use ids::{
     BadWord, CommitId, GuestId, Handle, ImageRef, InstanceId, InviteCode, InviteId, Label, Port,
-    PublicKey, SecretName, Tree,
+    PublicKey, SecretName, Tree, Uuid,
 };
 pub use limits::{Limit, Limits, OnLimit, Permissions, Usage, Violation};
 pub use reference::{Reference, is_digest, is_loopback};

@@ -24,6 +24,7 @@ pub mod logs;
 pub mod path;
 #[cfg(feature = "pipe")]
 pub mod pipe;
+pub mod vers;
 pub mod worker;
 
 pub use aegis_rules::audit;

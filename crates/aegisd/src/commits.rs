@@ -57,6 +57,8 @@ struct Record {
     ports: Vec<(Port, String)>,
     memory: bool,
     temporary: bool,
+    #[serde(default)]
+    lent: bool,
     created_at: i64,
     made: Committed,
 }
@@ -248,6 +250,7 @@ impl Record {
             ports,
             with_memory,
             temporary,
+            lent,
             created_at,
         } = kept.commit.clone();
         Record {
@@ -265,6 +268,7 @@ impl Record {
             ports: ports.into_iter().map(|(port, p)| (port, p.word().to_owned())).collect(),
             memory: with_memory,
             temporary,
+            lent,
             created_at: created_at.0,
             made: kept.made,
         }
@@ -290,6 +294,7 @@ impl Record {
                 ports: ports.collect::<Option<_>>()?,
                 with_memory: self.memory,
                 temporary: self.temporary,
+                lent: self.lent,
                 created_at: Time(self.created_at),
             },
         })
@@ -318,6 +323,7 @@ mod tests {
                 ports: vec![(Port::try_from(8080).unwrap(), Protocol::Http)],
                 with_memory: true,
                 temporary,
+                lent: n == 3,
                 created_at: Time(n.into()),
             },
         }
@@ -335,6 +341,7 @@ mod tests {
         assert!(commits.begin(&all[0].commit.id).is_err(), "an id is one commit's");
         let found = commits.get(&all[0].commit.id).unwrap();
         assert_eq!(found.commit, all[0].commit);
+        assert!(commits.get(&all[2].commit.id).unwrap().commit.lent);
         assert_eq!(commits.find("web").unwrap().commit.id, all[2].commit.id, "the newest");
         assert!(commits.find("other").is_none());
 

@@ -4,6 +4,7 @@
 mod egress;
 mod hatch;
 mod images;
+mod vers;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,6 +24,7 @@ pub use egress::name_servers;
 use hatch::{LlmSection, SecretsSection, ServiceSection};
 pub use hatch::{Provider, Vendor};
 pub use images::Images;
+pub use vers::{Vers, VersKey};
 
 /// What was said on the command line.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +88,10 @@ pub struct Config {
     pub tls_ca: bool,
     /// Where images come from.
     pub images: Images,
+    /// The account in the vers cloud, where there is one.
+    pub vers: Option<Vers>,
+    /// Whether this host is a vers cloud for others.
+    pub vers_api: bool,
     /// Public ports: first and last.
     pub ports: (u16, u16),
     /// Where machines are reached by name, if they are.
@@ -121,6 +127,8 @@ pub enum ProvisionerKind {
     Local,
     /// A person, who then activates the guest.
     Manual,
+    /// The vers cloud.
+    Vers,
 }
 
 /// How machines are made.
@@ -185,6 +193,10 @@ struct FileConfig {
     secrets: SecretsSection,
     #[serde(default)]
     images: images::Section,
+    #[serde(default)]
+    vers: vers::Section,
+    #[serde(default)]
+    vers_api: vers::ApiSection,
     #[serde(default)]
     ports: PortsSection,
     #[serde(default)]
@@ -352,10 +364,13 @@ pub fn build(
             None => file.provisioner.unwrap_or(ProvisionerKind::Local),
             Some("local") => ProvisionerKind::Local,
             Some("manual") => ProvisionerKind::Manual,
+            Some("vers") => ProvisionerKind::Vers,
             Some(other) => {
-                return Err(bad("provisioner", format!("{other} is not local or manual")));
+                return Err(bad("provisioner", format!("{other} is not local, manual or vers")));
             }
         };
+    let vers = vers::read(file.vers, &var)?;
+    vers::check(provisioner, vers.as_ref())?;
     let default_image = var("AEGIS_DEFAULT_IMAGE")
         .or(file.default_image)
         .unwrap_or_else(|| "base".to_owned())
@@ -464,6 +479,8 @@ pub fn build(
         host_services: hatch::services(file.host_services)?,
         tls_ca: file.secrets.tls_ca,
         images: images::images(file.images, env)?,
+        vers,
+        vers_api: file.vers_api.enabled,
         ports,
         by_name: by_name(file.router)?,
         ports_bind: file.ports.bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),

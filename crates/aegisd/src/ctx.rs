@@ -10,6 +10,7 @@ use aegis_rules::instance::Instance;
 use aegis_wire::words::{ImageRef, InstanceId, MemoryMb, Time, Tree, Usage};
 
 use crate::clock::Clock;
+use crate::cloud::Cloud;
 use crate::commits::Commits;
 use crate::config::Config;
 use crate::keys::Keys;
@@ -27,6 +28,8 @@ pub struct Ctx {
     pub clock: Clock,
     /// The memory.
     pub ledger: Ledger,
+    /// The account in another cloud, if there is one.
+    pub cloud: Option<Cloud>,
     /// Follows directories.
     pub watch: Watch,
     /// What is kept of machines.

@@ -4,6 +4,7 @@
 //! see a code again, while the ledger holds only hashes (contracts/couch.md 3).
 
 mod authority;
+mod lender;
 mod vault;
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -12,7 +13,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use aegis_rules::invite::SecretHash;
-use aegis_wire::words::{CommitId, GuestId, InstanceId, InviteCode, InviteId, Time};
+use aegis_wire::words::{CommitId, GuestId, InstanceId, InviteCode, InviteId, Time, Uuid};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -21,6 +22,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::tokens::Signer;
 pub use authority::{Authorities, LEAF_VALID};
+pub use lender::Lender;
 pub use vault::{Sealed, Vault};
 
 /// A key for one purpose.
@@ -47,6 +49,9 @@ impl Key {
 pub struct Keys {
     invite_codes: Key,
     guest_tokens: Key,
+    cloud_marks: Key,
+    /// Lets others use this host as a vers cloud.
+    pub lender: Lender,
     host_token: SecretHash,
     /// Seals secrets.
     pub vault: Vault,
@@ -76,6 +81,8 @@ impl Keys {
         Ok(Keys {
             invite_codes: Key::derive(&master, b"aegis invite code v1"),
             guest_tokens: Key::derive(&master, b"aegis guest token v1"),
+            cloud_marks: Key::derive(&master, b"aegis cloud mark v1"),
+            lender: Lender::new(home, &Key::derive(&master, b"aegis vers owner v1")),
             host_token: hash(&token),
             vault: Vault::new(
                 &Key::derive(&master, b"aegis secret store v1").0,
@@ -97,6 +104,11 @@ impl Keys {
     /// The token of a guest: `guest_` and base64url of 32 bytes.
     pub fn guest_token(&self, id: &GuestId) -> String {
         format!("guest_{}", URL_SAFE_NO_PAD.encode(self.guest_tokens.mac(id.as_str())))
+    }
+
+    /// Tells this daemon's machines in a cloud from those of others; no secret.
+    pub fn cloud_mark(&self) -> String {
+        aegis_rules::audit::hex(&self.cloud_marks.mac("vers")[..8])
     }
 
     /// Whether this is the host's token; takes the same time for any wrong one.
@@ -148,9 +160,7 @@ pub fn uuid() -> io::Result<String> {
     let mut b = random::<16>()?;
     b[6] = (b[6] & 0x0f) | 0x40;
     b[8] = (b[8] & 0x3f) | 0x80;
-    let hex = aegis_rules::audit::hex(&b);
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    Ok(format!("{a}-{b}-{c}-{d}-{e}"))
+    Ok(Uuid::from_bytes(b).to_string())
 }
 
 /// Reads a secret file, or makes it (0600, synced) when there is none.

@@ -8,6 +8,7 @@
 mod app;
 mod broker;
 mod clock;
+mod cloud;
 mod commits;
 mod config;
 mod ctx;
@@ -64,7 +65,7 @@ struct Args {
     /// Serve host routes without a token; only on a loopback address
     #[arg(long)]
     no_auth: bool,
-    /// Who makes guests' machines: local or manual
+    /// Who makes guests' machines: local, manual or vers
     #[arg(long, value_name = "WORD")]
     provisioner: Option<String>,
 }
@@ -146,6 +147,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let clock = Clock::start();
     let keys = keys::Keys::open(&config.home).context("cannot open the keys")?;
     let ledger = ledger::Ledger::open(&data.join("ledger.db")).context("cannot open the ledger")?;
+    let cloud = match config.vers.clone() {
+        Some(vers) => Some(cloud::Cloud::open(vers, &keys)?),
+        None => None,
+    };
     let listeners = doors::bind(&config).await?;
     let listen = listeners.address;
     let probe = match lifecycle::probe(&config.machines.programs.join("aegis-worker")).await {
@@ -160,7 +165,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let watch = watch::Watch::default();
     let metrics = metrics::Metrics::default();
     let commits = commits::Commits::of(&home);
-    let ctx = Arc::new(Ctx { config, keys, clock, ledger, watch, commits, sizes, meters, metrics });
+    let ctx = Arc::new(Ctx {
+        config,
+        keys,
+        clock,
+        ledger,
+        cloud,
+        watch,
+        commits,
+        sizes,
+        meters,
+        metrics,
+    });
     let router = Router::default();
     app::llm::settle_lost(&ctx).await.context("cannot settle the calls of before")?;
     let (callers, calling) = mpsc::channel(broker::MACHINES_WAITING);
@@ -170,6 +186,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     lifecycle.adopt().await.context("cannot adopt the machines that are there")?;
     let pool = lifecycle.pool().clone();
     let sweeper = tokio::spawn(lifecycle::sweep(Arc::clone(&ctx), lifecycle.clone()));
+    let cloud_sweeper = tokio::spawn(lifecycle::sweep_cloud(Arc::clone(&ctx)));
     let follower = tokio::spawn(lifecycle.clone().follow());
     let by_name = web::bind(ctx.config.by_name).await;
     let named_at = by_name.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -196,7 +213,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!("stopping; machines go on");
     let _ = std::fs::remove_file(&pid_file);
     doors.stop().await;
-    for task in [sweeper, follower, broker, hatch, by_name] {
+    for task in [sweeper, cloud_sweeper, follower, broker, hatch, by_name] {
         task.abort();
     }
     pool.close().await;

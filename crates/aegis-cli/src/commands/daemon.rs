@@ -50,8 +50,8 @@ pub struct UpArgs {
     /// Serve host routes without a token, on loopback only
     #[arg(long)]
     no_auth: bool,
-    /// Who makes guests' machines: local or manual
-    #[arg(long, value_name = "WHO", value_parser = ["local", "manual"])]
+    /// Who makes guests' machines: local, manual or vers
+    #[arg(long, value_name = "WHO", value_parser = ["local", "manual", "vers"])]
     provisioner: Option<String>,
     /// Become the daemon instead of starting it in the background
     #[arg(long)]

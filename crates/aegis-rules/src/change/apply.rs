@@ -4,6 +4,7 @@ use super::Change;
 use crate::guest::{Guest, GuestStatus};
 use crate::instance::{Instance, InstanceState, Lease, Wanted};
 use crate::invite::{Invite, InviteStatus};
+use crate::remote::Remote;
 use crate::request::{KEPT_MAX, Verdict};
 use crate::words::{EgressBytes, LlmTokens, Time, Usage};
 
@@ -82,6 +83,10 @@ impl Instance {
                 // Gone is final: no later wish takes it back.
                 if self.wanted != Wanted::Gone {
                     self.wanted = *wanted;
+                    if *wanted == Wanted::Gone {
+                        // What was wrong before is nothing that resists its end.
+                        self.last_error = None;
+                    }
                 }
                 self.retry_at = None;
                 self.updated_at = *at;
@@ -170,6 +175,21 @@ impl Instance {
             Change::InstanceAbsorbed { usage, .. } => {
                 self.usage_below = self.usage_below.and(*usage);
             }
+            Change::VmIntended { at, .. } => self.in_cloud(|r| r.intended_at = Some(*at)),
+            Change::VmClaimed { vm, unclear_at, .. } => self.in_cloud(|r| {
+                r.vm = Some(vm.clone());
+                r.intended_at = None;
+                unclear_at.iter().for_each(|at| r.note_unclear(*at));
+            }),
+            Change::VmAbsent { unclear_at, .. } => self.in_cloud(|r| {
+                r.vm = None;
+                r.intended_at = None;
+                unclear_at.iter().for_each(|at| r.note_unclear(*at));
+            }),
+            Change::InstanceLabelled { labels, at, .. } => {
+                self.lent = Some(labels.clone());
+                self.updated_at = *at;
+            }
             Change::InstanceToken { jti, .. } => self.jti = Some(jti.clone()),
             Change::LeaseHeld { reason, expires_at, .. } => {
                 self.lease = Some(Lease { reason: reason.clone(), expires_at: *expires_at });
@@ -198,6 +218,12 @@ impl Instance {
                 self.updated_at = *at;
             }
             _ => {}
+        }
+    }
+
+    fn in_cloud(&mut self, change: impl FnOnce(&mut Remote)) {
+        if let Some(remote) = &mut self.remote {
+            change(remote);
         }
     }
 

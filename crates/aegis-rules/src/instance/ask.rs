@@ -89,6 +89,10 @@ pub fn ask(
         (Verb::Delete, Wanted::Gone) => Ok(Asked::Already),
         (_, Wanted::Gone) => refuse("it is being destroyed"),
 
+        (Verb::Exec | Verb::Wake, _) if instance.remote.is_some() => {
+            refuse("its machine is in another cloud; ask there")
+        }
+
         (Verb::Delete, _) if guest_lives => {
             refuse("it belongs to a living guest; kill the guest instead")
         }

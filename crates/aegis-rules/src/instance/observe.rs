@@ -73,7 +73,7 @@ pub fn observe(
                 changes.push(Change::InstanceRuns { id: id(), boot_id, at: now });
             }
             if let Some(guest) = of_guest {
-                changes.extend(guest::machine_runs(guest, endpoint, now));
+                changes.extend(guest::machine_runs(guest, instance, endpoint, now));
             }
             changes
         }

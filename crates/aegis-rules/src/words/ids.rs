@@ -128,6 +128,36 @@ word! {
         && s.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
+word! {
+    /// A UUID in its one form, lower case: how the vers cloud names its machines and commits.
+    Uuid, "id", "a UUID in lower case",
+    |s| s.len() == 36
+        && s.bytes().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
+        })
+}
+
+impl Uuid {
+    /// The UUID of these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Uuid {
+        let hex = crate::audit::hex(&bytes);
+        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        Uuid(parts.join("-"))
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> [u8; 16] {
+        let digits: Vec<u8> = self.0.bytes().filter(|b| *b != b'-').collect();
+        let value = |b: u8| if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 };
+        let mut bytes = [0; 16];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
+            *byte = pair.iter().fold(0, |high, digit| high << 4 | value(*digit));
+        }
+        bytes
+    }
+}
+
 impl CommitId {
     /// The commit id that carries this ULID.
     pub fn from_ulid_text(ulid: &str) -> Result<CommitId, BadWord> {
@@ -263,6 +293,14 @@ mod tests {
         assert!("inst-01ARZ3NDEKTSV4RRFFQ69G5FAV".parse::<InstanceId>().is_ok());
         for bad in ["inst-", "01ARZ3NDEKTSV4RRFFQ69G5FAV", "inst-01arz3ndektsv4rrffq69g5fav"] {
             assert!(bad.parse::<InstanceId>().is_err(), "{bad}");
+        }
+        assert!("0b9cf0ad-8d4e-4a4b-9c4b-3f3d1f0a6a01".parse::<Uuid>().is_ok());
+        let uuid = Uuid::from_bytes([0xa5; 16]);
+        assert_eq!(uuid.as_str(), "a5a5a5a5-a5a5-a5a5-a5a5-a5a5a5a5a5a5");
+        assert_eq!(uuid.to_bytes(), [0xa5; 16]);
+        assert_eq!(uuid.as_str().parse::<Uuid>().unwrap(), uuid);
+        for bad in ["", "0b9cf0ad", "0B9CF0AD-8D4E-4A4B-9C4B-3F3D1F0A6A01"] {
+            assert!(bad.parse::<Uuid>().is_err(), "{bad}");
         }
         assert!("../x".parse::<ImageRef>().is_err());
         assert!("a/../x".parse::<ImageRef>().is_err());

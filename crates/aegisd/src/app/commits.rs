@@ -42,7 +42,7 @@ pub(super) struct Take {
     pub(super) temporary: bool,
 }
 
-fn not_found() -> Refusal {
+pub(super) fn not_found() -> Refusal {
     Refusal::new(Code::CommitNotFound, "commit not found").hint("`aegis commits` lists them")
 }
 
@@ -269,7 +269,8 @@ pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forke
             let new = instances::of_host(&config, id, spec, Capabilities::default(), &all, now)?;
             let (envelope, ends_at) = (source.envelope, source.ends_at);
             let new = new.with_rights(Capabilities::default(), envelope, ends_at);
-            made.push(new.with_egress(source.egress.clone()));
+            let lent = source.lent.as_ref().map(|_| BTreeMap::new());
+            made.push(new.with_egress(source.egress.clone()).lent_as(lent));
         }
         let created = made.iter().map(|i| Change::InstanceCreated(Box::new(i.clone()))).collect();
         Ok((created, made))

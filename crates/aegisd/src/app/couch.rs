@@ -14,7 +14,7 @@ use aegis_wire::words::{
 };
 
 use super::{App, Error, Host, Public, commits, guest_not_found};
-use crate::config::ProvisionerKind;
+use crate::config::{Config, ProvisionerKind};
 use crate::ctx::Ctx;
 use crate::keys::{self, hash};
 use crate::ledger::Page;
@@ -29,6 +29,9 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
         && commit.is_none()
     {
         super::images::check(&app.ctx.config, "golden", image)?;
+    }
+    if app.ctx.config.provisioner == ProvisionerKind::Vers {
+        aegis_rules::remote::admits(&ask)?;
     }
     let now = app.ctx.now();
     let id = keys::invite_id(now)?;
@@ -48,8 +51,10 @@ pub async fn create_invite(_: Host, app: &App, ask: invite::Create) -> Result<In
     write.await?;
     let invite = stored_invite(app, &id)?;
     // Whoever redeems it shall not wait for what can be made before.
+    let here = app.ctx.config.provisioner == ProvisionerKind::Local;
     if let Ok(Some(spec)) = spec(&app.ctx, &invite, None)
         && spec.origin.is_none()
+        && here
     {
         app.lifecycle.expect(&spec);
     }
@@ -124,8 +129,11 @@ pub async fn redeem(
                 }
                 _ => None,
             };
-            let need = spec.as_ref().map(Need::of);
-            match invite::redeem(invite.as_ref(), earlier.as_ref(), ask, spec, fresh, now)? {
+            let in_vers = ctx.config.provisioner == ProvisionerKind::Vers;
+            let need = spec.as_ref().filter(|_| !in_vers).map(Need::of);
+            let redeemed =
+                invite::redeem(invite.as_ref(), earlier.as_ref(), ask, spec, fresh, now)?;
+            match if in_vers { redeemed.in_vers() } else { redeemed } {
                 Redeemed::New { changes, guest } => {
                     if let Some(need) = need {
                         // After the redeem was judged: who comes with a bad code learns that first.
@@ -147,8 +155,10 @@ pub async fn redeem(
 /// The machine that an invite becomes; none where guests are activated by hand.
 fn spec(ctx: &Ctx, invite: &Invite, key: Option<&PublicKey>) -> Result<Option<Spec>, Refusal> {
     let config = &ctx.config;
-    if config.provisioner == ProvisionerKind::Manual {
-        return Ok(None);
+    match config.provisioner {
+        ProvisionerKind::Local => {}
+        ProvisionerKind::Manual => return Ok(None),
+        ProvisionerKind::Vers => return Ok(spec_in_vers(config, invite)),
     }
     let golden = invite.offer.golden.clone().unwrap_or_else(|| config.default_image.clone());
     let agent_port = invite
@@ -167,22 +177,7 @@ fn spec(ctx: &Ctx, invite: &Invite, key: Option<&PublicKey>) -> Result<Option<Sp
             commits::lasting(&kept)?;
             kept.commit.within(cpu, memory, disk)?
         }
-        None => Spec {
-            handle: None,
-            image: golden,
-            command: config.guest_command.clone(),
-            env: BTreeMap::new(),
-            cwd: None,
-            cpu,
-            memory,
-            disk,
-            exposes: Vec::new(),
-            await_port: None,
-            idle_policy: IdlePolicy::LeaveRunning,
-            authorized_key: None,
-            given: Given::default(),
-            origin: None,
-        },
+        None => bare(golden, config.guest_command.clone(), invite),
     };
     Ok(Some(Spec {
         exposes: vec![Expose {
@@ -196,6 +191,33 @@ fn spec(ctx: &Ctx, invite: &Invite, key: Option<&PublicKey>) -> Result<Option<Sp
         given: invite.root_given(),
         ..made_of
     }))
+}
+
+/// What is known here of a machine in the vers cloud: its commit. Its size comes with that.
+fn spec_in_vers(config: &Config, invite: &Invite) -> Option<Spec> {
+    let golden = || config.vers.as_ref()?.golden.as_ref()?.as_str().parse().ok();
+    Some(bare(invite.offer.golden.clone().or_else(golden)?, Vec::new(), invite))
+}
+
+/// A machine of an invite's size, of which nobody said more.
+fn bare(image: ImageRef, command: Vec<String>, invite: &Invite) -> Spec {
+    let (cpu, memory, disk) = invite.root_size();
+    Spec {
+        handle: None,
+        image,
+        command,
+        env: BTreeMap::new(),
+        cwd: None,
+        cpu,
+        memory,
+        disk,
+        exposes: Vec::new(),
+        await_port: None,
+        idle_policy: IdlePolicy::LeaveRunning,
+        authorized_key: None,
+        given: Given::default(),
+        origin: None,
+    }
 }
 
 /// A guest with its usage, measured up to now.

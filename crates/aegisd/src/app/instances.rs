@@ -1,5 +1,6 @@
 //! Instances, as the host asks for them (contracts/aegis.md 1).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aegis_rules::capability::Capabilities;
@@ -79,20 +80,34 @@ pub enum Created {
 
 /// Makes an instance, or starts the stopped one of that handle again. An image that is not there is
 /// pulled, where the settings say so and nothing else is wrong.
-pub async fn create(_: Host, app: &App, create: Create) -> Result<Created, Error> {
-    match make(app, create.clone()).await {
+pub async fn create(host: Host, app: &App, create: Create) -> Result<Created, Error> {
+    create_lent(host, app, create, None).await
+}
+
+/// The same, lent by the vers API under these labels, where there are some.
+pub async fn create_lent(
+    _: Host,
+    app: &App,
+    create: Create,
+    lent: Option<BTreeMap<String, String>>,
+) -> Result<Created, Error> {
+    match make(app, create.clone(), lent.clone()).await {
         Err(Error::Refused(refusal))
             if refusal.field.as_deref() == Some("image_ref") && create.commit.is_none() =>
         {
             let image = create.image.as_ref().unwrap_or(&app.ctx.config.default_image);
             images::provide(app, image, refusal).await?;
-            make(app, create).await
+            make(app, create, lent).await
         }
         done => done,
     }
 }
 
-async fn make(app: &App, create: Create) -> Result<Created, Error> {
+async fn make(
+    app: &App,
+    create: Create,
+    lent: Option<BTreeMap<String, String>>,
+) -> Result<Created, Error> {
     let now = app.ctx.now();
     let id = keys::instance_id(now)?;
     let config = app.ctx.config.clone();
@@ -140,7 +155,8 @@ async fn make(app: &App, create: Create) -> Result<Created, Error> {
             check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let instance = of_host(&config, id.clone(), spec, rights, &create.envelope, now)?
-                .with_egress(create.egress.granted());
+                .with_egress(create.egress.granted())
+                .lent_as(lent);
             Ok((vec![Change::InstanceCreated(Box::new(instance))], (id, true)))
         })
         .await?;

@@ -23,7 +23,8 @@ pub fn egress(_: Host, app: &App, id: &GuestId) -> Result<EgressShape, Error> {
         let family = f.instances_of(id)?;
         Ok(Some(guest.instance.as_ref().and_then(|root| find(&family, root).cloned())))
     })?;
-    let root = found.ok_or_else(guest_not_found)?.ok_or_else(request::no_machine)?;
+    let root = found.ok_or_else(guest_not_found)?.filter(|root| root.remote.is_none());
+    let root = root.ok_or_else(request::no_machine)?;
     Ok((&root.egress).into())
 }
 

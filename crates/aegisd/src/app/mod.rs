@@ -19,6 +19,7 @@ pub mod ports;
 pub mod secrets;
 pub mod terminal;
 pub mod tree;
+pub mod vers;
 pub mod workspaces;
 
 use std::io;

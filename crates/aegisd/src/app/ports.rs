@@ -78,6 +78,10 @@ fn may_change(instance: &Instance) -> Result<(), Refusal> {
     if instance.wanted == Wanted::Gone {
         return Err(Refusal::new(Code::InstanceState, "the instance is being destroyed"));
     }
+    if instance.remote.is_some() {
+        let message = "its machine is in another cloud: no port of this host leads there";
+        return Err(Refusal::new(Code::NotEnforceable, message));
+    }
     Ok(())
 }
 

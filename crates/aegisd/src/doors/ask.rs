@@ -34,7 +34,8 @@ pub(super) enum Peer {
     Tcp(SocketAddr),
 }
 
-fn peer(parts: &Parts) -> Option<Peer> {
+/// By which listener a request came.
+pub(super) fn peer(parts: &Parts) -> Option<Peer> {
     parts.extensions.get::<Peer>().copied()
 }
 
@@ -144,7 +145,8 @@ pub(super) async fn discard(body: Body) {
     let _ = tokio::time::timeout(DISCARD, all).await;
 }
 
-async fn read(body: Body, max: usize) -> Result<Bytes, Failure> {
+/// Reads a body of at most so many bytes, within its deadline.
+pub(super) async fn read(body: Body, max: usize) -> Result<Bytes, Failure> {
     let collected = tokio::time::timeout(BODY_DEADLINE, Limited::new(body, max).collect()).await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),

@@ -67,6 +67,7 @@ async fn status(Extract(state): Extract<State>, HostAuth(host): HostAuth) -> Ans
         provisioner: match app.ctx.config.provisioner {
             ProvisionerKind::Local => "local",
             ProvisionerKind::Manual => "manual",
+            ProvisionerKind::Vers => "vers",
         }
         .to_owned(),
         capabilities: BackendCapabilities {

@@ -19,6 +19,8 @@ mod machine;
 mod placeholder;
 mod tls;
 
+pub use tls::client as tls_client;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -37,7 +37,7 @@ pub(super) enum NoTls {
 }
 
 /// A client that trusts whom this host trusts.
-pub(super) fn client() -> ClientConfig {
+pub fn client() -> ClientConfig {
     let with = match ClientConfig::builder().with_native_roots() {
         Ok(with) => with,
         Err(error) => {

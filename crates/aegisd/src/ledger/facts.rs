@@ -240,7 +240,19 @@ impl<'a> Facts<'a> {
         )
     }
 
-    /// What live machines hold.
+    /// Instances whose machines are in another cloud, and gone ones that may have left one there since
+    /// this time.
+    pub fn in_cloud(&self, since: Time) -> Result<Vec<Instance>, Error> {
+        self.many(
+            "SELECT * FROM instance WHERE json_extract(detail, '$.remote') IS NOT NULL
+             AND (state <> 'gone' OR json_extract(detail, '$.remote.unclear[1]') >= ?1)
+             ORDER BY id",
+            [since.0],
+            rows::instance,
+        )
+    }
+
+    /// What live machines hold of this host.
     pub fn held(&self) -> Result<Held, Error> {
         let found = self
             .connection
@@ -248,7 +260,8 @@ impl<'a> Facts<'a> {
                 "SELECT count(*) FILTER (WHERE state <> 'stopped'),
                         coalesce(sum(memory_mb) FILTER (WHERE state <> 'stopped'), 0),
                         coalesce(sum(disk_bytes), 0)
-                 FROM instance WHERE state <> 'gone'",
+                 FROM instance
+                 WHERE state <> 'gone' AND json_extract(detail, '$.remote') IS NULL",
             )?
             .query_row([], |r| {
                 Ok(Held { machines: r.get(0)?, memory_mb: r.get(1)?, disk_bytes: r.get(2)? })

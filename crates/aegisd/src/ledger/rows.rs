@@ -3,6 +3,7 @@
 
 mod given;
 mod reach;
+mod remote;
 mod shapes;
 
 use aegis_rules::guest::{Guest, GuestStatus};
@@ -182,6 +183,11 @@ pub(super) fn guest(row: &Row<'_>) -> Result<Guest, Error> {
     })
 }
 
+/// What a machine takes of this host: nothing where it is in another cloud.
+fn here(instance: &Instance, amount: u64) -> u64 {
+    if instance.remote.is_some() { 0 } else { amount }
+}
+
 pub(super) fn put_instance(connection: &Connection, i: &Instance) -> Result<(), Error> {
     connection
         .prepare_cached(
@@ -199,8 +205,8 @@ pub(super) fn put_instance(connection: &Connection, i: &Instance) -> Result<(), 
             i.spec.handle.as_ref().map(|h| h.as_str()),
             i.wanted.word(),
             i.state.word(),
-            i.spec.memory.0,
-            i.spec.disk.0,
+            here(i, u64::from(i.spec.memory.0)),
+            here(i, i.spec.disk.0),
             json("instance", i.id.as_str(), &SpecRow::of(&i.spec))?,
             json("instance", i.id.as_str(), &InstanceDetail::of(i))?,
             i.created_at.0,
@@ -220,6 +226,8 @@ pub(super) fn instance(row: &Row<'_>) -> Result<Instance, Error> {
         guest: r.maybe("guest")?,
         parent: r.maybe("parent")?,
         spec: r.json::<SpecRow>("spec")?.into_words().map_err(|e| r.bad(e))?,
+        remote: d.remote.map(Into::into),
+        lent: d.lent,
         capabilities: d.capabilities.into(),
         envelope: d.envelope.into(),
         egress: d.egress.into(),

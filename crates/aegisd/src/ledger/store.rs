@@ -240,6 +240,10 @@ fn change_time(change: &Change) -> Option<Time> {
         | Change::InstanceCleared { at, .. }
         | Change::InstanceForgotten { at, .. }
         | Change::InstanceToken { at, .. }
+        | Change::VmIntended { at, .. }
+        | Change::VmClaimed { at, .. }
+        | Change::VmAbsent { at, .. }
+        | Change::InstanceLabelled { at, .. }
         | Change::InstanceSecrets { at, .. }
         | Change::InstanceCommitted { at, .. }
         | Change::TokensReserved { at, .. }

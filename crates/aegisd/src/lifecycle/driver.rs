@@ -7,11 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aegis_rules::change::Change;
-use aegis_rules::guest::Guest;
-use aegis_rules::instance::{
-    Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, observe, plan,
-};
-use aegis_rules::kill;
+use aegis_rules::instance::{Exit, Fact, Instance, InstanceState, Plan, Seen, Step, Wanted, plan};
 use aegis_wire::words::{EgressBytes, InstanceId, Port, Time, Usage};
 use aegis_wire::worker::{EndReason, Ended, Event, MachineState, STAGE_PORT};
 use tokio::sync::Notify;
@@ -19,10 +15,11 @@ use tokio::sync::Notify;
 use self::egress::Told;
 use super::idle::Watch;
 use super::link::{Link, News};
+use super::note::{self, ACTOR};
 use super::pool::Birth;
 use super::{Lifecycle, steps};
 use crate::ctx::{Ctx, Shared};
-use crate::ledger::{Error, Facts, WriteError};
+use crate::ledger::{Error, WriteError};
 use crate::metrics::Boot;
 
 /// A step that fails without a fact is tried again after this.
@@ -32,9 +29,6 @@ const USAGE_WRITTEN_EVERY_MS: u64 = 10_000;
 
 /// A driver looks at least this often whether there is something to renew.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
-
-/// Who writes: the trail says that it was no person.
-const ACTOR: &str = "aegisd";
 
 /// Drives one instance until it is at rest without a machine.
 pub(super) async fn run(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>) {
@@ -453,28 +447,7 @@ impl Driver {
         if matches!(fact, Fact::BootFailed { .. }) && self.launched.take().is_some() {
             self.ctx().metrics.boot(Boot::Failed);
         }
-        let (id, now) = (self.id.clone(), self.ctx().now());
-        let others = self
-            .ctx()
-            .ledger
-            .write(ACTOR, move |facts| {
-                let Some(instance) = facts.instance(&id)? else { return Ok((vec![], vec![])) };
-                let guest = facts.guest_of(&instance)?;
-                let family = facts.family(&instance.tree)?;
-                let mut changes = observe(&instance, guest.as_ref(), &family, fact, now);
-                if let Some(guest) = guest {
-                    close_kill(facts, guest, &mut changes)?;
-                }
-                let wished = changes.iter().filter_map(|change| match change {
-                    Change::InstanceWanted { id: other, .. } if *other != id => Some(other.clone()),
-                    _ => None,
-                });
-                let others: Vec<InstanceId> = wished.collect();
-                Ok((changes, others))
-            })
-            .await?;
-        others.iter().for_each(|id| self.lifecycle.knock(id));
-        Ok(())
+        note::note(&self.lifecycle, &self.id, Some(fact), |_, _, _| Ok(vec![])).await
     }
 }
 
@@ -485,26 +458,8 @@ fn wakes(instance: &Instance) -> bool {
     instance.enabled && instance.state == InstanceState::Stopped && !of_guest
 }
 
-/// When the last machine of a killed guest is proven gone, the receipt is written with that proof.
-fn close_kill(facts: &Facts<'_>, mut guest: Guest, changes: &mut Vec<Change>) -> Result<(), Error> {
-    if !changes.iter().any(|c| matches!(c, Change::InstanceDestroyed { .. })) {
-        return Ok(());
-    }
-    let mut machines = facts.instances_of(&guest.id)?;
-    for change in &*changes {
-        guest.apply(change);
-        for machine in &mut machines {
-            if change.subject().id() == machine.id.as_str() {
-                machine.apply(change);
-            }
-        }
-    }
-    changes.extend(kill::close(&guest, &machines).unwrap_or_default());
-    Ok(())
-}
-
 /// Completes when the instance is wanted gone; knocks that mean something else wait for the step.
-async fn wanted_gone(ctx: Shared, id: InstanceId, knock: Arc<Notify>, was: Wanted) {
+pub(super) async fn wanted_gone(ctx: Shared, id: InstanceId, knock: Arc<Notify>, was: Wanted) {
     let mut commits = ctx.ledger.commits();
     while was != Wanted::Gone && commits.changed().await.is_ok() {
         let now = ctx.ledger.read(|f| f.instance(&id));

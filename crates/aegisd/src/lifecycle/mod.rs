@@ -15,8 +15,10 @@ mod environment;
 mod idle;
 mod image;
 mod link;
+mod note;
 mod pool;
 mod reach;
+mod remote;
 mod steps;
 mod sweep;
 mod worker;
@@ -35,10 +37,14 @@ use crate::images::Images;
 use crate::router::Router;
 use pool::Pool;
 
+/// A record that can't be read is read again after this.
+const AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(1);
+
 pub use calls::{open_bulk, serve_calls};
 pub use environment::injected;
 pub use image::image;
 pub use pool::has_room;
+pub use remote::sweep as sweep_cloud;
 pub use steps::{commit, warm};
 pub use sweep::sweep;
 pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
@@ -115,7 +121,7 @@ impl Lifecycle {
         drivers.insert(id.clone(), Arc::clone(&knock));
         drop(drivers);
         let span = tracing::error_span!(parent: None, "driver", instance = %id, guest = Empty);
-        tokio::spawn(driver::run(self.clone(), id.clone(), knock).instrument(span));
+        tokio::spawn(drive(self.clone(), id.clone(), knock).instrument(span));
     }
 
     /// After a start: every instance that is not at rest gets its driver, what has no record is
@@ -157,5 +163,21 @@ impl Lifecycle {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Arc<Notify>>> {
         self.inner.drivers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Drives an instance, by what it is: one of this host, or one in another cloud.
+async fn drive(lifecycle: Lifecycle, id: InstanceId, knock: Arc<Notify>) {
+    loop {
+        match lifecycle.ctx().ledger.read(|f| f.instance(&id)) {
+            Ok(Some(instance)) if instance.remote.is_some() => {
+                return remote::run(lifecycle, id, knock).await;
+            }
+            Ok(_) => return driver::run(lifecycle, id, knock).await,
+            Err(error) => {
+                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "not read");
+                let _ = tokio::time::timeout(AFTER_FAILURE, knock.notified()).await;
+            }
+        }
     }
 }

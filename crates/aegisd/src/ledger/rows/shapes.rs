@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::given::{GivenRow, models};
 use super::reach::{EgressRow, RequestRow};
+use super::remote::RemoteRow;
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct LimitsRow {
@@ -163,6 +164,7 @@ impl OfferRow {
 pub(super) enum ProvisionerRow {
     Local,
     Manual,
+    Vers,
 }
 
 impl From<ProvisionerRow> for Provisioner {
@@ -170,6 +172,7 @@ impl From<ProvisionerRow> for Provisioner {
         match r {
             ProvisionerRow::Local => Provisioner::Local,
             ProvisionerRow::Manual => Provisioner::Manual,
+            ProvisionerRow::Vers => Provisioner::Vers,
         }
     }
 }
@@ -250,6 +253,7 @@ impl GuestDetail {
             provisioner: match g.provisioner {
                 Provisioner::Local => ProvisionerRow::Local,
                 Provisioner::Manual => ProvisionerRow::Manual,
+                Provisioner::Vers => ProvisionerRow::Vers,
             },
             limits: g.limits.into(),
             permissions: g.permissions.into(),
@@ -467,6 +471,10 @@ pub(super) struct InstanceDetail {
     pub(super) egress_version: u64,
     #[serde(default)]
     pub(super) tokens_reserved: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) remote: Option<RemoteRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lent: Option<BTreeMap<String, String>>,
 }
 
 impl InstanceDetail {
@@ -499,6 +507,8 @@ impl InstanceDetail {
             egress_allowed: i.egress_allowed.0,
             egress_version: i.egress_version,
             tokens_reserved: i.tokens_reserved,
+            remote: i.remote.as_ref().map(Into::into),
+            lent: i.lent.clone(),
         }
     }
 }
