@@ -234,7 +234,7 @@ fn read_ahead() -> io::Result<()> {
 /// Number of the device that is mounted last at [`MOUNT`].
 fn device(mounts: &str) -> Option<&str> {
     let ours = |line: &&str| line.split(' ').nth(4) == Some(MOUNT);
-    mounts.lines().filter(ours).next_back()?.split(' ').nth(2)
+    mounts.lines().rfind(ours)?.split(' ').nth(2)
 }
 
 fn owner_message((uid, gid): (u32, u32)) -> Vec<u8> {
@@ -305,7 +305,7 @@ impl Mounted {
             news.as_mut().enable();
             let mut said = false;
             loop {
-                let next = self.lock().link.next();
+                let next = self.lock().link.next_out();
                 let Some((head, message)) = next else { break };
                 said = true;
                 to.write_all(&head.bytes()).await?;

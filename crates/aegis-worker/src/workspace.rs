@@ -229,7 +229,7 @@ impl Server {
             news.as_mut().enable();
             let mut said = false;
             loop {
-                let next = lock(&self.link).next();
+                let next = lock(&self.link).next_out();
                 let Some((head, message)) = next else { break };
                 said = true;
                 to.write_all(&head.bytes()).await?;

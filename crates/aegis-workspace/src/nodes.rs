@@ -105,6 +105,9 @@ impl Drop for Grave {
     }
 }
 
+/// A part of the way to a file: its number, its name, what it must be.
+type Part = (u64, CString, Key);
+
 struct Node {
     key: Key,
     // As often as the kernel was told of it and has not forgotten.
@@ -294,7 +297,7 @@ impl Nodes {
     }
 
     /// The nearest descriptor at or above a file, and the names from there down, the last one first.
-    fn way(&self, mut id: u64) -> Result<(Arc<OwnedFd>, Vec<(u64, CString, Key)>), Errno> {
+    fn way(&self, mut id: u64) -> Result<(Arc<OwnedFd>, Vec<Part>), Errno> {
         let mut way = Vec::new();
         let mut table = self.lock();
         loop {

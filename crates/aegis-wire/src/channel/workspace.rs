@@ -97,6 +97,9 @@ impl Head {
     }
 }
 
+/// What goes out: a message with its head, or a word alone.
+pub type Out = (Head, Option<Arc<[u8]>>);
+
 /// One side's account of what was said and heard. It outlives streams.
 #[derive(Default)]
 pub struct Link {
@@ -135,7 +138,7 @@ impl Link {
     }
 
     /// What goes out next on this stream: a message, or a word that many came.
-    pub fn next(&mut self) -> Option<(Head, Option<Arc<[u8]>>)> {
+    pub fn next_out(&mut self) -> Option<Out> {
         let message = self.unheard.get(self.sent).cloned();
         if message.is_none() && self.heard - self.told < WORD_EVERY {
             return None;
@@ -209,7 +212,7 @@ mod tests {
         let mut link = Link::default();
         link.say(Arc::from([1]));
         assert!(link.other_heard(1).is_err(), "it did not go out");
-        assert!(link.next().is_some() && link.next().is_none());
+        assert!(link.next_out().is_some() && link.next_out().is_none());
         assert_eq!(link.other_heard(1), Ok(()));
         assert!(link.other_heard(0).is_err() && link.other_heard(2).is_err());
         assert!(link.resume(0).is_err() && link.resume(2).is_err());
@@ -221,11 +224,11 @@ mod tests {
         let mut link = Link::default();
         for _ in 1..WORD_EVERY {
             link.came();
-            assert!(link.next().is_none());
+            assert!(link.next_out().is_none());
         }
         link.came();
-        assert_eq!(link.next(), Some((Head { len: 0, heard: WORD_EVERY }, None)));
-        assert!(link.next().is_none());
+        assert_eq!(link.next_out(), Some((Head { len: 0, heard: WORD_EVERY }, None)));
+        assert!(link.next_out().is_none());
     }
 
     #[test]
@@ -261,7 +264,7 @@ mod tests {
             all in proptest::collection::vec(happens(), 0..200)
         ) {
             let mut links = [Link::default(), Link::default()];
-            let mut wires: [VecDeque<(Head, Option<Arc<[u8]>>)>; 2] = Default::default();
+            let mut wires: [VecDeque<Out>; 2] = Default::default();
             let (mut said, mut came) = ([0u8; 2], [Vec::new(), Vec::new()]);
             let end = (0..2000).map(|i| Happens::Passes(i % 2));
             let broken = std::iter::once(Happens::Breaks);
@@ -273,7 +276,7 @@ mod tests {
                     }
                     Happens::Says(_) => {}
                     Happens::Passes(side) => {
-                        while let Some(out) = links[side].next() {
+                        while let Some(out) = links[side].next_out() {
                             wires[side].push_back(out);
                         }
                         if let Some((head, message)) = wires[side].pop_front() {
