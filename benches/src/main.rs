@@ -1,5 +1,5 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
-//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, load.
+//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, load.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod commits;
@@ -8,6 +8,7 @@ mod load;
 mod net;
 mod tree;
 mod wake;
+mod workspace;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("wake") {
         wake::measure(&mut figures)?;
+    }
+    if wanted("workspace") {
+        workspace::measure(&mut figures);
     }
     if wanted("load") {
         let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));

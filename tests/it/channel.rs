@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aegis_tests::house::{House, Ran};
@@ -23,6 +24,8 @@ const PEAK_MAX_KB: u64 = 200 * 1024;
 const READERS: usize = 20;
 /// Longest reason that is told of a machine's end, bytes.
 const REASON_MAX: usize = 4096;
+/// What no machine may read or change.
+const SECRET: &str = "the host's own";
 
 /// A house where the harness can be exchanged. One machine has the real one: it is the neighbour,
 /// that must never notice anything.
@@ -58,10 +61,24 @@ impl Street {
 
     /// A machine with this handle, that misbehaves in this way once it runs.
     fn evil(&self, handle: &str, command: &str) -> String {
-        let body = json!({"handle": handle, "command": [command], "vcpus": 0.25, "memory_mb": 128,
-                          "disk_gb": 0.02, "exposes": [1, 2, 3, 4, 5]});
+        let mut body = json!({"handle": handle, "command": [command], "vcpus": 0.25,
+            "memory_mb": 128, "disk_gb": 0.02, "exposes": [1, 2, 3, 4, 5]});
+        if command.starts_with("ws-") {
+            body["workspace"] = json!(self.lent());
+        }
         let made = self.house.socket().post("/v1/instances", &body).expect(201);
         made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A folder, beside a file that is nobody's business, and with a link to it.
+    fn lent(&self) -> PathBuf {
+        let lent = self.programs.path().join("lent");
+        if !lent.exists() {
+            std::fs::create_dir(&lent).unwrap();
+            std::fs::write(self.programs.path().join("secret"), SECRET).unwrap();
+            symlink("..", lent.join("out")).unwrap();
+        }
+        lent
     }
 
     /// The daemon does for others what it does on any day.
@@ -80,6 +97,10 @@ impl Street {
         peaks.insert("aegisd".to_owned(), look::peak_kb(self.house.pid().as_raw_nonzero().get()));
         for (id, worker) in workers(&self.house) {
             peaks.insert(id, look::peak_kb(worker.pid));
+        }
+        let lenders = self.house.machine_processes();
+        for lender in lenders.iter().filter(|p| p.command.contains("aegis-worker workspace")) {
+            peaks.insert(format!("workspace of {}", lender.parent), look::peak_kb(lender.pid));
         }
         assert!(peaks.values().flatten().all(|kb| *kb <= PEAK_MAX_KB), "KiB: {peaks:?}");
     }
@@ -174,6 +195,11 @@ fn floods_and_silence_on_the_channel_harm_nobody_else() {
         }
         street.assert_small();
     }
+    // What lies beside a workspace is as it was, and nothing came to lie there.
+    let secret = street.programs.path().join("secret");
+    assert_eq!(std::fs::read_to_string(secret).unwrap(), SECRET);
+    let beside = std::fs::read_dir(street.programs.path()).unwrap();
+    assert_eq!(beside.count(), 5, "programs, a folder, and a file");
     assert_eq!(began(house, &good)["state"], "running", "it did nothing wrong");
     street.delete(&good);
     street.assert_untouched();
@@ -192,11 +218,13 @@ enum Sign {
 }
 
 /// Which machines misbehave together.
-const GROUPS: [&[(&str, Sign)]; 5] = [
+const GROUPS: [&[(&str, Sign)]; 7] = [
     &[("garbage", Sign::Work), ("frames", Sign::Work), ("calls", Sign::Work)],
     &[("heavy", Sign::Work), ("mux", Sign::Ends), ("streams", Sign::Work)],
     &[("oversized", Sign::Silence), ("slow", Sign::Silence), ("deaf", Sign::Silence)],
     &[("log-lines", Sign::Log), ("log-bytes", Sign::Log), ("log-garbage", Sign::Silence)],
+    &[("ws-noise", Sign::Work), ("ws-deaf", Sign::Silence)],
+    &[("ws-lies", Sign::Silence), ("ws-long", Sign::Silence), ("ws-mute", Sign::Silence)],
     &[("log-oversized", Sign::Silence), ("log-ends", Sign::Silence), ("liar", Sign::Ends)],
 ];
 

@@ -13,7 +13,7 @@ use hyper::header::{HOST, ORIGIN};
 use serde_json::{Value, json};
 
 /// Every route of the host.
-const HOST_ROUTES: [(Method, &str); 45] = [
+const HOST_ROUTES: [(Method, &str); 47] = [
     (Method::POST, "/couch/invites"),
     (Method::GET, "/couch/invites"),
     (Method::DELETE, "/couch/invites/x"),
@@ -59,6 +59,8 @@ const HOST_ROUTES: [(Method, &str); 45] = [
     (Method::GET, "/v1/secrets/X"),
     (Method::PUT, "/v1/secrets/X"),
     (Method::DELETE, "/v1/secrets/X"),
+    (Method::GET, "/v1/workspaces"),
+    (Method::DELETE, "/v1/workspaces/x"),
 ];
 
 #[test]

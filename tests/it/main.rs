@@ -36,3 +36,4 @@ mod values;
 mod vers;
 mod vers_double;
 mod web;
+mod workspace;

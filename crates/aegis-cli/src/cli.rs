@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     audit, commit, cp, daemon, events, exec, files, guest, image, instance, invite, logs, mcp,
-    redeem, run, secret,
+    redeem, run, secret, workspace,
 };
 use crate::setup::SetupArgs;
 
@@ -119,6 +119,9 @@ pub enum Command {
                       curl -H \"Authorization: Bearer $VERS_API_KEY\" $VERS_BASE_URL/api/v1/vms"
     )]
     VersKey,
+    /// Folders of this host that machines have as /workspace
+    #[command(subcommand)]
+    Workspace(workspace::WorkspaceCommand),
     /// Redeem an invite (what a guest does)
     Redeem(redeem::RedeemArgs),
     /// Show what happens on this host, or what has happened

@@ -62,36 +62,20 @@ impl Cage {
         self.set("pids.max", 0);
     }
 
-    /// Has all processes inside stand still; returns when they do. Blocks.
+    /// Has all processes of the machine stand still, also those that made themselves cgroups beside
+    /// this one; returns when they do. Blocks.
     pub fn hold(&self) -> io::Result<()> {
-        // Opened before: what happens after is not missed.
-        let mut events = fs::File::open(self.path.join("cgroup.events"))?;
-        fs::write(self.path.join("cgroup.freeze"), "1")?;
         let deadline = Instant::now() + HOLD_DEADLINE;
-        loop {
-            let mut text = String::new();
-            events.rewind()?;
-            events.read_to_string(&mut text)?;
-            if text.lines().any(|line| line == "frozen 1") {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            // The kernel says by this that the file has changed.
-            let mut files = [PollFd::new(&events, PollFlags::PRI)];
-            if rustix::event::poll(&mut files, Some(&left))? == 0 {
-                self.release()?;
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "a process does not stand still",
-                ));
-            }
+        let held = all()?.iter().try_for_each(|cgroup| freeze(cgroup, deadline));
+        if held.is_err() {
+            self.release()?;
         }
+        held
     }
 
     /// Lets them go on.
     pub fn release(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.freeze"), "0")
+        all()?.iter().try_for_each(|cgroup| fs::write(cgroup.join("cgroup.freeze"), "0"))
     }
 
     /// What a process is born into.
@@ -103,6 +87,40 @@ impl Cage {
         // Root inside may have unmounted it: its own loss.
         if let Err(e) = fs::write(self.path.join(file), value.to_string()) {
             crate::note::note(&format!("cgroup {file}: {e}"));
+        }
+    }
+}
+
+/// The cgroups below the root, in which the harness and the kernel's own threads are.
+fn all() -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(MOUNT)? {
+        let path = entry?.path();
+        if path.join("cgroup.freeze").exists() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn freeze(cgroup: &Path, deadline: Instant) -> io::Result<()> {
+    // Opened before: what happens after is not missed.
+    let mut events = fs::File::open(cgroup.join("cgroup.events"))?;
+    fs::write(cgroup.join("cgroup.freeze"), "1")?;
+    loop {
+        let mut text = String::new();
+        events.rewind()?;
+        events.read_to_string(&mut text)?;
+        if text.lines().any(|line| line == "frozen 1") {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        // The kernel says by this that the file has changed.
+        let mut files = [PollFd::new(&events, PollFlags::PRI)];
+        if rustix::event::poll(&mut files, Some(&left))? == 0 {
+            let late = "a process does not stand still";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
         }
     }
 }

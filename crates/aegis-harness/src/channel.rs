@@ -57,6 +57,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         },
         StreamHead::Files(ask) => files::serve(machine, stream, ask).await,
         StreamHead::Port { port } => ports::serve(stream, port).await,
+        StreamHead::Workspace(resume) => machine.workspace.arrived(stream, resume),
         StreamHead::Guest { ticket } => machine.guest.arrived(ticket, stream),
     }
 }

@@ -35,5 +35,6 @@ pub async fn end(machine: &Arc<Machine>, grace: Duration) -> io::Result<()> {
     };
     // Who does not go even now waits for the disk; sealing it decides.
     let _ = tokio::time::timeout(KILL_DEADLINE, killing).await;
+    machine.workspace.flush().await;
     machine.hands.run(move || root::seal(&own)).await?
 }

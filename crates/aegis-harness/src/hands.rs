@@ -14,7 +14,8 @@ type Work = Box<dyn FnOnce() + Send>;
 /// Jobs that wait at a time: each belongs to a stream, or to one of very few calls.
 const JOBS_MAX: usize = 2 * STREAMS_MAX;
 
-/// A thread, or several that share their work.
+/// A thread, or several that share their work. Cheap to clone.
+#[derive(Clone)]
 pub struct Hands {
     jobs: SyncSender<Work>,
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use aegis_wire::bounds::STREAMS_MAX;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
+use aegis_wire::channel::workspace::Mount;
 use aegis_wire::channel::{Adopt, ExecStart, Identified, ProcessExit, Run};
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
@@ -23,6 +24,7 @@ use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
 use crate::user::{self, User};
+use crate::workspace::Workspace;
 use crate::{identity, primary, trust};
 
 /// The machine as its harness sees it.
@@ -47,6 +49,8 @@ pub struct Machine {
     pub guest: Arc<Guest>,
     /// Logs streams for the primary process's output.
     pub logs: mpsc::Sender<Stream>,
+    /// The folder of the host, if it has one.
+    pub workspace: Workspace,
     life: Mutex<Life>,
 }
 
@@ -113,6 +117,7 @@ impl Machine {
             primary_exit: watch::Sender::new(None),
             guest: Arc::new(Guest::new()),
             logs,
+            workspace: Workspace::new(),
             life: Mutex::new(life),
         }
     }
@@ -164,6 +169,10 @@ impl Machine {
                 return Err(error);
             }
         };
+        if let Err(error) = self.mount_workspace(run.workspace, user.as_ref()).await {
+            self.lock().streams = Some(streams);
+            return Err(error);
+        }
         let mut all = environment();
         all.extend(self.trust(run.ca_certificate).await);
         if let Some(user) = &user {
@@ -196,6 +205,8 @@ impl Machine {
     /// Has everything but the harness stand still, until [`Machine::adopt`].
     pub async fn hold(&self) -> Result<(), RpcError> {
         self.lock().step(Phase::Running, Phase::Held)?;
+        // Nobody answers a copy: who waits for a file of the host would never stand still.
+        self.workspace.give_up().await;
         let held = match self.starter.cage.clone() {
             Some(cage) => self.hands.run(move || cage.hold()).await.and_then(|held| held),
             None => Err(io::Error::other("there is no cgroup of its processes")),
@@ -211,6 +222,8 @@ impl Machine {
     pub async fn adopt(self: &Arc<Machine>, adopt: Adopt) -> Result<Identified, RpcError> {
         self.lock().step(Phase::Held, Phase::Held)?;
         let identified = identity::change(self, adopt.identity).await.map_err(|e| e.answer())?;
+        let user = self.lock().primary.as_ref().and_then(|primary| primary.user.clone());
+        self.mount_workspace(adopt.workspace, user.as_ref()).await?;
         let mut env = self.trust(adopt.ca_certificate).await;
         env.extend(adopt.env);
         if let Some(key) = &adopt.authorized_key {
@@ -237,6 +250,16 @@ impl Machine {
         let done = self.hands.run(move || rustix::fs::syncfs(own)).await;
         done.and_then(|synced| Ok(synced?))
             .map_err(|e| RpcError::new(CODE_INTERNAL, format!("its disk can't be synced: {e}")))
+    }
+
+    /// Mounts the folder of the host in the place of one that was mounted before.
+    async fn mount_workspace(
+        &self,
+        ask: Option<Mount>,
+        user: Option<&User>,
+    ) -> Result<(), RpcError> {
+        let mounted = self.workspace.mount(&self.hands, ask, user).await;
+        mounted.map_err(|e| RpcError::new(CODE_INTERNAL, format!("workspace: {e}")))
     }
 
     /// Makes this machine trust a certificate, or none any more; what of it is said to processes.

@@ -4,6 +4,7 @@
 //! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
 //!            │         └────▶ machine: what all share, and the phases of its life
 //!            ├──▶ files
+//!            ├──▶ workspace: the kernel's FUSE, carried to the host
 //!            ├──▶ exec, terminal, primary ─▶ output ─▶ process, pty ─▶ reaper ─▶ sys     ports
 //!            └◀── guest: what processes inside ask of the host
 //! ```
@@ -38,6 +39,7 @@ mod trust;
 mod uevents;
 mod user;
 mod warm;
+mod workspace;
 
 use std::io;
 use std::process::ExitCode;

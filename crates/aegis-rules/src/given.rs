@@ -1,4 +1,4 @@
-//! What an instance is given besides its machine: secrets, host services, models of the LLM door
+//! What an instance is given besides its machine: secrets, host services, models of the LLM door, a folder
 //! (contracts/couch.md 6).
 //!
 //! Names only. What a name stands for is looked up when it is needed, and what is not there then is
@@ -94,6 +94,17 @@ pub struct Given {
     pub services: Vec<ServiceName>,
     /// Models, as patterns; absent is what the providers offer, empty is none.
     pub models: Option<Models>,
+    /// The folder that is its workspace.
+    pub workspace: Option<Folder>,
+}
+
+/// A folder of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// Its path after all links.
+    pub path: String,
+    /// Nothing can be changed in it.
+    pub read_only: bool,
 }
 
 /// Patterns of models, in which `*` stands for any text.

@@ -31,6 +31,10 @@ pub enum Code {
     CommitNotFound,
     /// Instances started from the commit.
     CommitInUse,
+    /// This host has no such workspace.
+    WorkspaceNotFound,
+    /// Instances have the workspace.
+    WorkspaceInUse,
     /// The invite is not in a state for that.
     InviteState,
     /// The guest is not in a state for that.
@@ -68,6 +72,8 @@ impl Code {
             Code::ImageInUse => "image_in_use",
             Code::CommitNotFound => "commit_not_found",
             Code::CommitInUse => "commit_in_use",
+            Code::WorkspaceNotFound => "workspace_not_found",
+            Code::WorkspaceInUse => "workspace_in_use",
             Code::InviteState => "invite_state",
             Code::GuestState => "guest_state",
             Code::InstanceState => "instance_state",

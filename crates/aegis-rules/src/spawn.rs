@@ -3,6 +3,7 @@
 use crate::capability::{Capabilities, Workspace};
 use crate::change::Change;
 use crate::egress::Egress;
+use crate::given::Folder;
 use crate::instance::{Instance, Spec};
 use crate::words::{GuestId, InstanceId, Limits, Time, Tree};
 
@@ -34,6 +35,12 @@ impl Permit {
     /// The workspace that it gets.
     pub fn workspace(&self) -> Option<&Workspace> {
         self.workspace.as_ref()
+    }
+
+    /// The same permission with the folder that the permitted workspace is.
+    pub fn lend(mut self, folder: Option<Folder>) -> Permit {
+        self.spec.given.workspace = folder;
+        self
     }
 
     /// The tree that it joins.

@@ -28,6 +28,22 @@ pub const CHANNEL_WINDOW: usize = STREAMS_COUNTED_MAX * 256 * 1024;
 pub const CHANNEL_SPLIT: usize = 16 * 1024;
 /// Largest chunk of output in one exec or log frame, bytes.
 pub const OUTPUT_CHUNK_MAX: usize = 64 * 1024;
+/// Pages of one read or write of a workspace.
+pub const WORKSPACE_PAGES_MAX: u16 = 128;
+/// The same in bytes.
+pub const WORKSPACE_TRANSFER_MAX: usize = WORKSPACE_PAGES_MAX as usize * 4096;
+/// Largest message about a workspace, bytes: a transfer and its head, or two names.
+pub const WORKSPACE_MESSAGE_MAX: usize = WORKSPACE_TRANSFER_MAX + 8 * 1024;
+/// Messages of one side that wait for the other's word that they came…
+pub const WORKSPACE_UNHEARD_MAX: usize = 64;
+/// … and their bytes.
+pub const WORKSPACE_UNHEARD_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Requests that a machine makes of its workspace's server at a time.
+pub const WORKSPACE_IN_FLIGHT_MAX: usize = 16;
+/// What a machine reads ahead of a program that reads a file of its workspace, bytes.
+pub const WORKSPACE_READ_AHEAD: u32 = 1024 * 1024;
+/// Longest path of a workspace, bytes.
+pub const WORKSPACE_PATH_MAX: usize = 1024;
 /// Rows, and columns, of a terminal: more than any screen has, and little for a program to allocate.
 pub const TERMINAL_SIDE_MAX: u16 = 4096;
 /// Longest name of a kind of terminal, bytes.
@@ -191,6 +207,9 @@ const _: () = assert!(CHANNEL_SPLIT <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(OUTPUT_CHUNK_MAX < RPC_MESSAGE_MAX && LOG_LINE_MAX < OUTPUT_CHUNK_MAX);
 const _: () = assert!(LLM_BODY_MAX <= LLM_HELD_MAX && LLM_HELD_MAX <= LLM_HELD_BY_ALL_MAX);
 const _: () = assert!(LLM_BODY_MAX + LLM_VALUES_MAX * 128 <= LLM_PARSED_MAX, "the largest fits");
+const _: () = assert!(WORKSPACE_IN_FLIGHT_MAX < WORKSPACE_UNHEARD_MAX);
+const _: () =
+    assert!(WORKSPACE_IN_FLIGHT_MAX * WORKSPACE_TRANSFER_MAX <= WORKSPACE_UNHEARD_BYTES_MAX);
 const _: () = assert!(SECRETS_INJECTED_MAX + COMMAND_BYTES_MAX < RPC_MESSAGE_MAX);
 const _: () = assert!(SECRET_VALUE_MAX < HOST_BODY_MAX / 6, "JSON may write a byte as six");
 const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

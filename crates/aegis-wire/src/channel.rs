@@ -12,6 +12,7 @@ pub mod guest;
 pub mod output;
 pub mod rpc;
 mod tty;
+pub mod workspace;
 
 use std::collections::BTreeMap;
 
@@ -36,6 +37,8 @@ pub enum StreamHead {
         /// The port on the machine's loopback.
         port: u16,
     },
+    /// Messages about the machine's workspace ([`workspace`]), both ways. Opened before `run`.
+    Workspace(workspace::Resume),
     /// Something with the machine's files: see [`files`].
     Files(files::FileAsk),
     /// The bulk of a [`guest`] call: of an answer, host → machine, until the host closes it; of a
@@ -121,6 +124,9 @@ pub struct Adopt {
     /// As in [`Run`]; absent, the one of before is trusted no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
+    /// As in [`Run`]; what was open in the one of before is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<workspace::Mount>,
 }
 
 /// Answer to `identify` and to `adopt`.
@@ -167,6 +173,9 @@ pub struct Run {
     /// hosts of its placeholders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<String>,
+    /// A folder of the host is mounted at [`workspace::MOUNT`] before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<workspace::Mount>,
 }
 
 /// Answer to `run`.

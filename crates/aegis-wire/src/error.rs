@@ -116,12 +116,14 @@ pub fn status(code: Code) -> u16 {
         | Code::SecretNotFound
         | Code::ImageNotFound
         | Code::CommitNotFound
+        | Code::WorkspaceNotFound
         | Code::InstanceNotFound => 404,
         Code::AlreadyRedeemed
         | Code::InstanceState
         | Code::HandleTaken
         | Code::ImageInUse
         | Code::CommitInUse
+        | Code::WorkspaceInUse
         | Code::EnvelopeExhausted => 409,
         Code::NoCapacity | Code::NotEnforceable => 503,
     }
@@ -161,6 +163,7 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::SecretNotFound
         | Code::ImageNotFound
         | Code::CommitNotFound
+        | Code::WorkspaceNotFound
         | Code::InvalidToken => rpc::CODE_NOT_FOUND,
         Code::AlreadyRedeemed
         | Code::InviteState
@@ -168,6 +171,7 @@ pub fn rpc_code(code: Code) -> i32 {
         | Code::InstanceState
         | Code::ImageInUse
         | Code::CommitInUse
+        | Code::WorkspaceInUse
         | Code::HandleTaken => rpc::CODE_CONFLICT,
         Code::InvalidField | Code::MalformedRequest => rpc::CODE_PARAMS,
         Code::NoCapacity | Code::NotEnforceable => rpc::CODE_UNAVAILABLE,

@@ -20,6 +20,7 @@ mod given;
 mod ports;
 mod reach;
 mod tree;
+mod workspace;
 
 pub use commits::{CommitBody, CommitShape, FORKS_MAX, Fork, ForkBody};
 pub use exec::{ExecBody, TerminalBody, TerminalControl};
@@ -36,6 +37,7 @@ pub use tree::{
     AuditRow, CapabilityBody, CapabilityShape, ChildShape, EnvelopeBody, EnvelopeShape, LeaseShape,
     LimitsShape, SelfShape,
 };
+pub use workspace::{WorkspaceAsk, WorkspaceList, WorkspaceShape};
 
 /// Body of `POST /v1/instances`, of a host and of a machine, as it comes.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -80,7 +82,7 @@ pub struct CreateBody {
     /// Models of the LLM door, as patterns; what the host's providers offer when absent.
     #[serde(default)]
     pub llm_models: Option<Vec<String>>,
-    /// A directory of the host that it gets as `/workspace`.
+    /// A directory of the host that it gets as `/workspace`: a name, or a path, and perhaps `:ro`.
     #[serde(default)]
     pub workspace: Option<String>,
     /// What it may do; nothing when absent, and its parent's for a child.
@@ -125,7 +127,7 @@ pub struct Create {
     pub secrets: Secrets,
     pub services: Option<Vec<ServiceName>>,
     pub models: Option<Models>,
-    pub workspace: Option<String>,
+    pub workspace: Option<WorkspaceAsk>,
     pub capabilities: CapabilityAsk,
     pub envelope: EnvelopeAsk,
     pub egress: EgressAsk,
@@ -142,13 +144,7 @@ impl CreateBody {
             check_command(command, &self.env)?;
         }
         check_env(&self.env)?;
-        if self
-            .workspace
-            .as_ref()
-            .is_some_and(|w| w.is_empty() || w.len() > 4096 || w.contains('\0'))
-        {
-            return Err(Refusal::field("workspace", "a path of at most 4096 bytes"));
-        }
+        let workspace = self.workspace.as_deref().map(WorkspaceAsk::parse).transpose()?;
         if self.kit.as_ref().is_some_and(|k| k.is_empty() || k.len() > 255) {
             return Err(Refusal::field("kit", "a name of 1 to 255 bytes"));
         }
@@ -193,7 +189,7 @@ impl CreateBody {
             secrets: Secrets::parse(&self.secrets)?,
             services: self.host_services.map(|s| services(&s, "host_services")).transpose()?,
             models: self.llm_models.map(|m| Models::parse(m, "llm_models")).transpose()?,
-            workspace: self.workspace,
+            workspace,
             capabilities: self.capabilities.unwrap_or_default().parse()?,
             envelope: self.envelope.unwrap_or_default().parse()?,
             egress: self.egress.unwrap_or_default().parse("egress")?,
@@ -245,6 +241,9 @@ pub struct InstanceShape {
     pub host_services: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm_models: Option<Vec<String>>,
+    /// The host's directory, and `:ro` where it can't be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<ExitShape>,
     /// Why the last boot failed.
@@ -323,6 +322,7 @@ impl InstanceShape {
             secret_keys: spec.given.secrets.texts(),
             host_services: spec.given.services.iter().map(ToString::to_string).collect(),
             llm_models: spec.given.models.as_ref().map(|m| m.texts().to_vec()),
+            workspace: spec.given.workspace.as_ref().map(workspace::shown),
             exit: instance.exit.as_ref().map(ExitShape::of),
             error: instance.last_error.clone(),
             usage: UsageShape {

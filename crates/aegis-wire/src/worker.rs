@@ -17,7 +17,7 @@
 //! exists. No secret is in argv, in a file, or in the environment.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -203,6 +203,9 @@ pub mod commit {
     pub const DISK: &str = "disk.img";
     /// The rest of what a start needs: [`super::Kept`].
     pub const KEPT: &str = "kept.json";
+    /// The memory: without the first of these there is none. The last is where who holds it answers,
+    /// and its end.
+    pub const MEMORY: [&str; 4] = ["snapshot.json", "mem", "state", "keeper.sock"];
 }
 
 /// Answer to [`Request::Commit`].
@@ -285,6 +288,25 @@ pub struct Launch {
     pub await_port: Option<u16>,
     /// Directory of `log.ndjson` and its rotated predecessor `log.1.ndjson`.
     pub log_dir: PathBuf,
+    /// A folder of the host that it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<Lend>,
+}
+
+/// A folder of the host that a machine gets as its workspace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lend {
+    /// Where it is, without any link on the way.
+    pub path: PathBuf,
+    /// Nothing can be changed in it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Where it is kept, beside a machine's disk, by how many bytes the machine's workspace grew: a
+/// number of eight bytes, low end first.
+pub fn workspace_book(disk: &Path) -> PathBuf {
+    disk.with_file_name("workspace")
 }
 
 /// What a machine needs before anybody knows whose it will be.

@@ -196,6 +196,27 @@ impl Group {
         self.set_cpu(CpuMillis(u32::MAX))
     }
 
+    /// Sets another limit of its memory, bytes.
+    pub fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        let text = bytes.to_string();
+        let set = |file| {
+            self.set(file, &text).map_err(|problem| match problem {
+                Problem::StillThere(at) => io::Error::other(at.display().to_string()),
+                Problem::Io(_, error) => error,
+            })
+        };
+        if self.directories.is_empty() {
+            return Ok(());
+        }
+        if self.v2 {
+            return set("memory.max");
+        }
+        // With swap it is never less than without: which comes first depends on the way.
+        let first = set("memory.memsw.limit_in_bytes");
+        set("memory.limit_in_bytes")?;
+        first.or_else(|_| set("memory.memsw.limit_in_bytes")).or(Ok(()))
+    }
+
     fn make_one(&self, host: &Host, directory: &Path) -> Result<(), Problem> {
         let problem = |e| Problem::Io(directory.to_owned(), e);
         let mut last = io::Error::other("its parents vanish");

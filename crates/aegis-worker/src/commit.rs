@@ -17,7 +17,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
-use aegis_wire::bounds::{COMMIT_DEADLINE, RPC_DEADLINE};
+use aegis_wire::bounds::{COMMIT_DEADLINE, IDENTIFY_DEADLINE, RPC_DEADLINE};
 use aegis_wire::channel::method;
 use aegis_wire::pipe::session::Pipe;
 use aegis_wire::worker::{Committed, From, Kept, commit};
@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::cgroup::Group;
 use crate::golden::Place;
 use crate::machine::restore;
 use crate::qemu::{self, Birth};
@@ -46,8 +47,10 @@ const FD_SET: u64 = 1;
 const KEPT_MAX: u64 = 4096;
 /// What a failed commit leaves in the source is removed within this.
 const UNDO_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a source that does not go on is left alone before it is told again.
+const UNDO_AGAIN: Duration = Duration::from_millis(100);
 
-/// A machine to take a commit of.
+/// A machine that runs, to take a commit of.
 pub struct Source<'a> {
     /// Its monitor.
     pub qmp: &'a Qmp,
@@ -55,41 +58,63 @@ pub struct Source<'a> {
     pub bed: &'a Bed,
     /// Its channel.
     pub relay: &'a Relay,
-    /// Its clock stands still, and shall go on doing so.
-    pub frozen: bool,
 }
 
-/// Takes a commit into an empty directory. Whatever happens, the source goes on as before.
-pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Result<Committed> {
-    let target = new_disk(&dir.join(commit::DISK), source.bed)?;
-    let outcome = tokio::time::timeout(COMMIT_DEADLINE, async {
-        let mirror = Mirror::begin(source.qmp, &target).await?;
+/// What was taken of it.
+pub struct Taken {
+    disk: File,
+    /// As QEMU saves it.
+    memory: Option<OwnedFd>,
+    stopped: Duration,
+}
+
+/// Takes disk and memory, the disk into an empty directory. Who gives it up before it is done calls
+/// [`undo`].
+pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Result<Taken> {
+    let disk = new_disk(&dir.join(commit::DISK), source.bed)?;
+    let work = async {
+        let mirror = Mirror::begin(source.qmp, &disk).await?;
         sync(source).await?;
         if memory {
-            with_memory(source, mirror, &target, dir).await
+            give(source, mirror).await.map(|(stopped, sent)| (stopped, Some(sent)))
         } else {
-            disk_alone(source, mirror).await
+            disk_alone(source, mirror).await.map(|stopped| (stopped, None))
         }
-    });
-    let outcome = outcome.await.unwrap_or_else(|_| {
+    };
+    let done = tokio::time::timeout(COMMIT_DEADLINE, work).await.unwrap_or_else(|_| {
         Err(anyhow::anyhow!("it was not there within {}s", COMMIT_DEADLINE.as_secs()))
     });
-    // Also after a success: a clean-up that finds nothing costs nothing.
-    if outcome.is_err() {
-        let _ = tokio::time::timeout(UNDO_DEADLINE, undo(source)).await;
+    let (stopped, memory) = done?;
+    Ok(Taken { disk, memory, stopped })
+}
+
+/// Makes a commit of what was taken; the source has nothing to do with it any more. A copy runs in the
+/// source's cgroup: what it takes is the source's, and ends with it.
+pub async fn keep(bed: &Bed, group: &Group, taken: Taken, dir: &Path) -> anyhow::Result<Committed> {
+    let Taken { disk, memory, stopped } = taken;
+    let fits = memory.is_some().then(|| bed.fits().to_owned());
+    if let Some(sent) = memory {
+        let usual = qemu::memory_limit(bed.shape().memory);
+        let more = usual + bed.shape().memory.bytes() + qemu::beside_memory();
+        if let Err(error) = group.limit_memory(more) {
+            tracing::warn!(%error, "the copy shares its machine's memory limit");
+        }
+        let kept = copy(bed, group, sent, &disk, dir).await;
+        // What is charged now is charged; later it is the old limit again.
+        let _ = group.limit_memory(usual);
+        kept?;
     }
-    let stopped = outcome?;
-    settle(&target)?;
-    let fits = memory.then(|| source.bed.fits().to_owned());
-    note(dir, &Kept { fits, disk_bytes: source.bed.disk_bytes() })?;
+    settle(&disk)?;
+    note(dir, &Kept { fits, disk_bytes: bed.disk_bytes() })?;
     Ok(Committed {
         bytes: allocated(dir)?,
         stopped_us: u64::try_from(stopped.as_micros()).unwrap_or(u64::MAX),
     })
 }
 
-/// Whether a machine of this place, with a disk of this size, can start from a commit.
-pub fn fits(from: &From, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
+/// Whether a machine of this place, with a disk of this size, can start from a commit: `memory` says
+/// whether it goes on from its memory now, which it does once.
+pub fn fits(from: &From, memory: bool, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
     use std::io::Read as _;
     let path = from.dir.join(commit::KEPT);
     let file = File::open(&path).with_context(|| format!("there is no {}", path.display()))?;
@@ -101,7 +126,7 @@ pub fn fits(from: &From, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
         "the commit's disk has {} bytes, this machine's {disk_bytes}",
         kept.disk_bytes,
     );
-    let memory = !from.memory || kept.fits.as_deref() == Some(&place.fits);
+    let memory = !memory || kept.fits.as_deref() == Some(&place.fits);
     anyhow::ensure!(
         memory,
         "the commit's memory was saved by another QEMU, kernel, base image, size or processor than \
@@ -112,39 +137,38 @@ pub fn fits(from: &From, place: &Place, disk_bytes: u64) -> anyhow::Result<()> {
 
 /// Has what was written inside reach the disk, which then serves without the memory too.
 async fn sync(source: &Source<'_>) -> anyhow::Result<()> {
-    if !source.frozen {
-        let session = source.relay.session().await?;
-        let _: Value = session.peer.call(method::SYNC, &Value::Null, RPC_DEADLINE).await?;
-    }
+    let session = source.relay.session().await?;
+    let _: Value = session.peer.call(method::SYNC, &Value::Null, RPC_DEADLINE).await?;
     Ok(())
 }
 
 /// Stops for the moment in which the mirror is let go.
 async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
     let stopped = Instant::now();
-    if !source.frozen {
-        source.qmp.execute("stop", Value::Null).await?;
-    }
+    source.qmp.execute("stop", Value::Null).await?;
     mirror.end().await?;
-    go_on(source).await?;
+    go_on(source.qmp).await?;
     Ok(stopped.elapsed())
 }
 
-async fn with_memory(
-    source: &Source<'_>,
-    mirror: Mirror<'_>,
-    target: &File,
+/// Lets a machine that nobody sees go on from what was sent, until everything in it stands still, and
+/// stores its memory.
+async fn copy(
+    bed: &Bed,
+    group: &Group,
+    sent: OwnedFd,
+    disk: &File,
     dir: &Path,
-) -> anyhow::Result<Duration> {
-    let (stopped, sent) = give(source, mirror).await?;
-    let memory = snapshot::memory_file("commit", source.bed.shape().memory.bytes())?;
-    let mut copy = source.bed.copy(memory.try_clone()?, sent, target.try_clone()?.into())?;
+) -> anyhow::Result<()> {
+    let memory = snapshot::memory_file("commit", bed.shape().memory.bytes())?;
+    let cgroups = group.doors().context("can't open its cgroups")?;
+    let mut copy = bed.copy(memory.try_clone()?, sent, disk.try_clone()?.into(), cgroups)?;
     let death = copy.child.death();
     let qmp = Qmp::start(copy.qmp);
-    let pipe = Pipe::new(copy.ctl);
+    let mut pipe = Pipe::new(copy.ctl);
     let work = async {
         restore(&qmp, copy.state_fd, Birth::Wake, COMMIT_DEADLINE).await?;
-        hold(&qmp, pipe, source.frozen).await
+        hold(&qmp, &mut pipe).await
     };
     let saved = tokio::select! {
         saved = work => saved,
@@ -156,8 +180,7 @@ async fn with_memory(
     let state = saved.map_err(|error| snapshot::with_last_words(error, &words))?;
     let snapshot = snapshot::sealed(memory, state)?;
     let dir = dir.to_owned();
-    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot)).await??;
-    Ok(stopped)
+    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot)).await?
 }
 
 /// Saves the source's memory; returns for how long it stood still, and what was saved.
@@ -177,35 +200,30 @@ async fn give(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Durati
     let parameters = json!({"max-bandwidth": 1u64 << 40, "downtime-limit": 0});
     qmp.execute("migrate-set-parameters", parameters).await?;
     let first = Instant::now();
-    if !source.frozen {
-        qmp.execute("stop", Value::Null).await?;
-    }
+    qmp.execute("stop", Value::Null).await?;
     // Between the second stop and the last of the memory is where the disk belongs.
     snapshot::begin_migration(qmp, write.as_fd(), false, true).await?;
     drop(write);
     qmp.migration("active").await?;
-    go_on(source).await?;
+    go_on(qmp).await?;
     let first = first.elapsed();
     qmp.migration("pre-switchover").await?;
     let second = qmp.seen().borrow().stopped_at.unwrap_or_else(Instant::now);
     mirror.end().await?;
     qmp.execute("migrate-continue", json!({"state": "pre-switchover"})).await?;
     qmp.migration("completed").await?;
-    go_on(source).await?;
+    go_on(qmp).await?;
     let second = second.elapsed();
-    tracing::info!(first = ?first, second = ?second, "it stood still");
-    let stood_still = if source.frozen { Duration::ZERO } else { first + second };
+    tracing::info!(?first, ?second, "it stood still");
     copying.await.context("the copy was lost")??;
     // Opened anew, to be read from its beginning.
-    Ok((stood_still, File::open(sys::fd_path(&sent))?.into()))
+    Ok((first + second, File::open(sys::fd_path(&sent))?.into()))
 }
 
-/// Has everything in the copy stand still, and saves the state of its devices.
-async fn hold(qmp: &Qmp, mut pipe: Pipe<UnixStream>, frozen: bool) -> anyhow::Result<OwnedFd> {
-    if frozen {
-        qmp.execute("cont", Value::Null).await?;
-    }
-    relay::one_session(&mut pipe, COMMIT_DEADLINE, async |session| {
+/// Has everything in the copy stand still, and saves the state of its devices. What in it does not
+/// answer soon has not long to run unseen.
+async fn hold(qmp: &Qmp, pipe: &mut Pipe<UnixStream>) -> anyhow::Result<OwnedFd> {
+    relay::one_session(pipe, IDENTIFY_DEADLINE, async |session| {
         let _: Value = session.peer.call(method::HOLD, &Value::Null, RPC_DEADLINE).await?;
         Ok(())
     })
@@ -215,28 +233,31 @@ async fn hold(qmp: &Qmp, mut pipe: Pipe<UnixStream>, frozen: bool) -> anyhow::Re
     Ok(state)
 }
 
-async fn go_on(source: &Source<'_>) -> anyhow::Result<()> {
+async fn go_on(qmp: &Qmp) -> anyhow::Result<()> {
     // A migration is told to be complete a moment before it is; no event tells the rest.
-    while source.qmp.execute("query-status", Value::Null).await?["status"] == "finish-migrate" {
+    while qmp.execute("query-status", Value::Null).await?["status"] == "finish-migrate" {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    if !source.frozen {
-        source.qmp.execute("cont", Value::Null).await?;
-    }
+    qmp.execute("cont", Value::Null).await?;
     Ok(())
 }
 
-/// Removes whatever a commit that failed may have left in the source. Each command may find nothing.
-async fn undo(source: &Source<'_>) {
-    let qmp = source.qmp;
+/// Lets a source go on whose commit was given up, and then removes what that may have left in it; each
+/// command may find nothing.
+pub async fn undo(qmp: &Qmp) {
     let _ = qmp.execute("migrate_cancel", Value::Null).await;
+    // Whatever else fails: it must not stand still for ever. Only its end is another way out.
+    while let Err(error) = go_on(qmp).await {
+        if qmp.seen().borrow().closed {
+            return;
+        }
+        tracing::error!(error = format!("{error:#}"), "the machine does not go on yet");
+        tokio::time::sleep(UNDO_AGAIN).await;
+    }
     let _ = qmp.execute("block-job-cancel", json!({"device": JOB, "force": true})).await;
-    let _ = qmp.job_gone().await;
+    let _ = tokio::time::timeout(UNDO_DEADLINE, qmp.job_gone()).await;
     let _ = qmp.execute("blockdev-del", json!({"node-name": TARGET})).await;
     let _ = qmp.execute("remove-fd", json!({"fdset-id": FD_SET})).await;
-    if let Err(error) = go_on(source).await {
-        tracing::error!(error = format!("{error:#}"), "the machine does not go on");
-    }
 }
 
 /// A second disk that becomes like the source's while the source runs.
@@ -254,6 +275,8 @@ impl<'a> Mirror<'a> {
         qmp.execute("blockdev-add", node).await?;
         let job = json!({
             "job-id": JOB, "device": qemu::DISK_NODE, "target": TARGET, "sync": "full",
+            // Who writes faster than the copy waits for it: else it might never be ready.
+            "copy-mode": "write-blocking",
         });
         qmp.execute("blockdev-mirror", job).await?;
         qmp.job_ready().await?;

@@ -171,7 +171,9 @@ async fn serve(
                 ready?.clear_ready();
             }
             _ = ticks.tick() => {
-                if leases.idle_for() > UNUSED_MAX {
+                // What is a commit's is most often needed once.
+                let most = if again { UNUSED_MAX } else { IDLE_MAX };
+                if leases.idle_for() > most {
                     quit.notify_one();
                 }
                 if leases.idle_for() >= IDLE_MAX && too_many(directory) {

@@ -190,6 +190,17 @@ pub struct Live {
     books: Arc<Books>,
     // One freeze or thaw at a time.
     turn: tokio::sync::Mutex<()>,
+    // How many want the turn who wait for no commit.
+    urgent: watch::Sender<usize>,
+}
+
+/// Somebody who waits for the turn, or has it, and for whom a commit gives way.
+struct Urgent<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Urgent<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 impl Live {
@@ -204,7 +215,8 @@ impl Live {
         books: Arc<Books>,
     ) -> Live {
         let (engine, turn) = (watch::Sender::new(Some(engine)), tokio::sync::Mutex::default());
-        Live { engine, bed, relay, log, boot_id, frozen, books, turn }
+        let urgent = watch::Sender::new(0);
+        Live { engine, bed, relay, log, boot_id, frozen, books, turn, urgent }
     }
 
     /// Completes when the process that it runs in has died.
@@ -238,6 +250,7 @@ impl Live {
 
     /// Stops its clock.
     pub async fn freeze(&self, shared: &Shared) -> Result<(), RpcError> {
+        let _urgent = self.urgent();
         let _turn = self.turn.lock().await;
         if self.is_frozen() {
             return Ok(());
@@ -257,6 +270,7 @@ impl Live {
 
     /// Gives its memory back: it is saved, and its process ends. A thaw wakes it.
     pub async fn suspend(&self, shared: &Shared) -> Result<(), RpcError> {
+        let _urgent = self.urgent();
         let _turn = self.turn.lock().await;
         if !self.is_frozen() {
             return Err(conflict("it runs"));
@@ -278,19 +292,35 @@ impl Live {
         Ok(())
     }
 
-    /// Takes a commit into a directory; meanwhile it is neither frozen nor let go on.
+    /// Takes a commit into a directory. It gives way to whoever freezes the machine or ends it.
     pub async fn commit(&self, dir: &Path, memory: bool) -> Result<Committed, RpcError> {
-        let _turn = self.turn.lock().await;
-        let engine = self.engine().ok_or_else(|| conflict("its memory is on disk"))?;
-        let source = commit::Source {
-            qmp: &engine.qmp,
-            bed: &self.bed,
-            relay: &self.relay,
-            frozen: self.is_frozen(),
+        let failed =
+            |e: &anyhow::Error| RpcError::new(CODE_INTERNAL, format!("no commit was made: {e:#}"));
+        let taken = {
+            let _turn = self.turn.lock().await;
+            if self.is_frozen() {
+                return Err(conflict("its clock stands still"));
+            }
+            let engine = self.engine().ok_or_else(|| conflict("its memory is on disk"))?;
+            let source = commit::Source { qmp: &engine.qmp, bed: &self.bed, relay: &self.relay };
+            let mut urgent = self.urgent.subscribe();
+            let taken = tokio::select! {
+                biased;
+                _ = urgent.wait_for(|n| *n > 0) => Err(anyhow::anyhow!("it was to stand still, or to end")),
+                taken = commit::take(&source, dir, memory) => taken,
+            };
+            if taken.is_err() {
+                commit::undo(&engine.qmp).await;
+            }
+            taken.map_err(|e| failed(&e))?
         };
-        commit::take(&source, dir, memory)
-            .await
-            .map_err(|e| RpcError::new(CODE_INTERNAL, format!("no commit was made: {e:#}")))
+        let group = self.books.record().group;
+        commit::keep(&self.bed, &group, taken, dir).await.map_err(|e| failed(&e))
+    }
+
+    fn urgent(&self) -> Urgent<'_> {
+        self.urgent.send_modify(|n| *n += 1);
+        Urgent(&self.urgent)
     }
 
     /// Starts a process that goes on where the suspended one ended, and stands still like it.
@@ -351,6 +381,7 @@ impl Live {
 
     /// Lets its processors go on; false when they did already.
     pub async fn let_go(&self, shared: &Shared) -> anyhow::Result<bool> {
+        let _urgent = self.urgent();
         let _turn = self.turn.lock().await;
         if !self.is_frozen() {
             return Ok(false);

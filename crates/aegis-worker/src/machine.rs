@@ -9,12 +9,15 @@
 //! Running     CPU quota in force, primary process started
 //! ```
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_DEADLINE, WARM_DEADLINE};
 use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::channel::workspace::Mount;
 use aegis_wire::channel::{
     Adopt, AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest,
     method,
@@ -37,7 +40,8 @@ use crate::relay::{self, Relay, Session};
 use crate::run_dir::{ClockRecord, ProcessName, monotonic_ms};
 use crate::running::Running;
 use crate::suspend::Bed;
-use crate::{commit, disk, exec, golden, snapshot};
+use crate::workspace::Workspace;
+use crate::{commit, disk, exec, golden, snapshot, sys};
 
 /// Threads of a machine's QEMU: virtual CPUs, workers of disk I/O, a few of its own.
 const THREADS_MAX: u32 = 256;
@@ -137,13 +141,10 @@ pub async fn prepare(
     };
     let place = source.place()?;
     if let Some(from) = ground.from {
-        commit::fits(from, &place, disk.bytes)?;
+        commit::fits(from, memory.is_some(), &place, disk.bytes)?;
     }
-    // Twice the machine's memory: the kernel charges whoever touches a page of golden memory
-    // first, beside the machine's own copy of it (see `Snapshot`).
-    let memory_mb =
-        2 * u64::from(ground.golden.memory.0) + qemu::TRANSLATION_MB + qemu::OVERHEAD_MB;
-    let limits = Limits { memory_bytes: memory_mb << 20, pids: THREADS_MAX };
+    let memory_bytes = qemu::memory_limit(ground.golden.memory);
+    let limits = Limits { memory_bytes, pids: THREADS_MAX };
     match Host::detect().make(ground.cgroup, limits) {
         Ok(group) => books.update(|record| record.group = group)?,
         Err(error) if ground.require_limits => {
@@ -350,10 +351,16 @@ impl Identified {
         let Base { shared, books } = base;
         shared.stage("run");
         limit_cpu(&books, &launch)?;
+        let workspace = lent(&launch, &books, &books.record().disk)?;
+        let workspace_mount = mount(&launch);
         let mut run = launch.run;
+        run.workspace = workspace_mount;
         run.env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
         let work = async {
             let session = relay.session().await?;
+            if let Some(workspace) = workspace {
+                tokio::spawn(workspace.serve(relay.clone()));
+            }
             let drained = follow(&session, &relay, &log).await?;
             let _: Started = session.peer.call(method::RUN, &run, RPC_DEADLINE).await?;
             anyhow::Ok(drained)
@@ -380,8 +387,13 @@ impl Booted {
         shared.stage("adopt");
         let log = open_log(&launch)?;
         limit_cpu(&books, &launch)?;
+        // Its disk has its name only once nothing can fail any more.
+        let workspace = lent(&launch, &books, Path::new(&sys::fd_path(&disk.file)))?;
         let work = async {
             let session = relay.session().await?;
+            if let Some(workspace) = workspace {
+                tokio::spawn(workspace.serve(relay.clone()));
+            }
             let drained = follow(&session, &relay, &log).await?;
             let mut env = launch.run.env.clone();
             env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
@@ -391,6 +403,7 @@ impl Booted {
                 capability_token: launch.run.capability_token.clone(),
                 authorized_key: launch.run.authorized_key.clone(),
                 ca_certificate: launch.run.ca_certificate.clone(),
+                workspace: mount(&launch),
             };
             let adopted = session.peer.call(method::ADOPT, &adopt, IDENTIFY_DEADLINE).await?;
             let boot_id = own_boot_id(adopted, &launch)?;
@@ -428,6 +441,18 @@ async fn up(
     tracing::info!(boot_id = live.boot_id, "running");
     shared.state.send_replace(MachineState::Running { boot_id: live.boot_id.clone() });
     Ok(Running::new(shared, books, live, drained))
+}
+
+/// The folder that it gets, if it gets one; what it adds counts beside what its disk takes.
+fn lent(launch: &Launch, books: &Arc<Books>, disk: &Path) -> anyhow::Result<Option<Workspace>> {
+    let Some(lend) = &launch.workspace else { return Ok(None) };
+    let disk = File::open(disk).context("its disk")?;
+    Ok(Some(Workspace::open(lend, Arc::clone(books), disk, launch.disk.bytes)?))
+}
+
+/// What it is told of that.
+fn mount(launch: &Launch) -> Option<Mount> {
+    launch.workspace.as_ref().map(|lend| Mount { read_only: lend.read_only })
 }
 
 /// Puts the CPU quota in force.

@@ -6,6 +6,7 @@
 //! aegis-worker probe             prints what this host can do
 //! aegis-worker golden            Golden on stdin → GoldenReady: makes sure of a snapshot
 //! aegis-worker keeper            holds one golden snapshot (started by workers)
+//! aegis-worker workspace TERMS   lends a folder to one machine (started by its worker)
 //! aegis-worker floor             how fast a bare clone answers here
 //! ```
 //! Shapes: `aegis_wire::worker`. Start reading at `serve.rs`, then `machine.rs`.
@@ -40,6 +41,7 @@ mod snapshot;
 mod suspend;
 mod sys;
 mod terminal;
+mod workspace;
 
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
@@ -50,7 +52,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const USAGE: &str = "usage: aegis-worker machine RUN_DIR | reap | probe | golden | keeper | floor";
+const USAGE: &str = "usage: aegis-worker machine RUN_DIR | reap | probe | golden | keeper | workspace TERMS | floor";
 
 fn main() -> ExitCode {
     sys::close_inherited_at_exec();
@@ -68,6 +70,9 @@ fn main() -> ExitCode {
             let source = golden::Source::Golden(golden);
             output(&golden::obtain(&source, &place).await?.1)
         }),
+        ["workspace", terms] => serde_json::from_str(terms)
+            .context("no terms")
+            .and_then(|terms| aegis_workspace::serve(&terms)),
         ["keeper"] => block_on(keeper::run()),
         ["floor"] => block_on(async { output(&floor::floor(&input()?).await?) }),
         _ => Err(anyhow::anyhow!(USAGE)),

@@ -1,8 +1,9 @@
 //! What a machine used, measured on the host.
 
+use std::io::Read as _;
 use std::path::Path;
 
-use aegis_wire::worker::Sample;
+use aegis_wire::worker::{Sample, workspace_book};
 
 use crate::disk;
 use crate::run_dir::{Record, monotonic_ms};
@@ -63,8 +64,15 @@ pub fn greater(a: Sample, b: Sample) -> Sample {
     }
 }
 
+/// What the machine's disk takes, and what it added to its workspace.
 fn disk_bytes(path: &Path) -> u64 {
-    disk::allocated(path)
+    let mut added = [0; 8];
+    let book = std::fs::File::open(workspace_book(path));
+    let added = match book.and_then(|mut book| book.read_exact(&mut added)) {
+        Ok(()) => u64::from_le_bytes(added),
+        Err(_) => 0,
+    };
+    disk::allocated(path).saturating_add(added)
 }
 
 /// Resident memory of a process, bytes.

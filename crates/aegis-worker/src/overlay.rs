@@ -61,9 +61,10 @@ pub fn size(file: &File) -> io::Result<u64> {
     Ok(u64::from_be_bytes(size))
 }
 
-/// The most that the file of such a disk can take, bytes: all of it was written, and the tables.
+/// The most that the file of such a disk can take, bytes: all of it was written, the tables, and holes
+/// that discards left between. What it takes of the host's disk is bounded by what is written.
 pub fn size_max(bytes: u64) -> u64 {
-    bytes + bytes / 1024 + 16 * CLUSTER
+    bytes + bytes / 4 + 64 * CLUSTER
 }
 
 #[cfg(test)]

@@ -19,9 +19,9 @@ use crate::child::Child;
 use crate::sys::{self, Confine, User};
 
 /// Translation cache of software emulation, MiB: bounds what QEMU takes beside the machine.
-pub const TRANSLATION_MB: u64 = 64;
+const TRANSLATION_MB: u64 = 64;
 /// What QEMU may take beside the machine's memory and its translation cache, MiB.
-pub const OVERHEAD_MB: u64 = 128;
+const OVERHEAD_MB: u64 = 128;
 /// Node name of the writable disk.
 pub const DISK_NODE: &str = "b1";
 /// First of the user ids that machines run as; the rest comes from the machine's id.
@@ -30,6 +30,17 @@ const UID_BITS: u32 = 27;
 /// Address of every machine's card: it is alone on its link with the gateway.
 const MAC: &str = "52:54:00:ae:91:05";
 const KVM_DEVICE: &str = "/dev/kvm";
+
+/// Limit of the memory of a machine's QEMU, bytes. Twice the machine's own: the kernel charges whoever
+/// touches a page of golden memory first, beside the machine's own copy of it.
+pub fn memory_limit(memory: MemoryMb) -> u64 {
+    2 * memory.bytes() + beside_memory()
+}
+
+/// What a QEMU may take beside its machine's memory, bytes.
+pub fn beside_memory() -> u64 {
+    (TRANSLATION_MB + OVERHEAD_MB) << 20
+}
 
 /// How machines run on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -98,11 +98,16 @@ impl Bed {
     }
 
     /// Starts a process that takes over what comes through `state`, into `memory`, with a whole disk
-    /// of its own. It joins no cgroup: what it takes is nobody's. Must be called on the main thread.
-    pub fn copy(&self, memory: OwnedFd, state: OwnedFd, disk: OwnedFd) -> anyhow::Result<Vmm> {
+    /// of its own. Must be called on the main thread.
+    pub fn copy(
+        &self,
+        memory: OwnedFd,
+        state: OwnedFd,
+        disk: OwnedFd,
+        cgroups: Vec<OwnedFd>,
+    ) -> anyhow::Result<Vmm> {
         let parts = Parts { disk, ..self.parts(memory, state)? };
-        let cage =
-            Cage { cgroups: Vec::new(), uid: self.uid, file_size_max: Some(self.disk_bytes) };
+        let cage = Cage { cgroups, uid: self.uid, file_size_max: Some(self.disk_bytes) };
         qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
     }
 

@@ -6,9 +6,11 @@
 //!                       record.json                        written last: without it there is none
 //! ```
 //! A directory without a record, and one of a temporary commit that no instance starts from any more,
-//! is removed by the sweep.
+//! is removed by the sweep; so is the memory of a temporary one from which all machines have started,
+//! as nobody needs it again. One memory at a time is being saved: it takes several times its size of
+//! the host's for a moment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -20,8 +22,9 @@ use aegis_rules::instance::Protocol;
 use aegis_wire::words::{
     CommitId, CpuMillis, DiskBytes, Handle, ImageRef, InstanceId, MemoryMb, Port, Time,
 };
-use aegis_wire::worker::Committed;
+use aegis_wire::worker::{Committed, commit};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 const RECORD: &str = "record.json";
 /// Largest record: an environment may be long.
@@ -65,6 +68,7 @@ struct Record {
 pub struct Commits {
     dir: PathBuf,
     held: Arc<Mutex<BTreeMap<CommitId, usize>>>,
+    turn: Arc<Semaphore>,
 }
 
 /// Keeps the sweep from a commit, as long as this lives.
@@ -88,7 +92,19 @@ impl Drop for Held {
 impl Commits {
     /// Those of this home.
     pub fn of(home: &Path) -> Commits {
-        Commits { dir: home.join("commits"), held: Arc::default() }
+        let turn = Arc::new(Semaphore::new(1));
+        Commits { dir: home.join("commits"), held: Arc::default(), turn }
+    }
+
+    /// Waits until no other memory is being saved.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // The semaphore is never closed.
+        Arc::clone(&self.turn).acquire_owned().await.ok()
+    }
+
+    /// Whether somebody holds a commit.
+    pub fn is_held(&self, id: &CommitId) -> bool {
+        self.lock().contains_key(id)
     }
 
     /// Where a commit is.
@@ -153,35 +169,59 @@ impl Commits {
         all
     }
 
-    /// Removes one. The record goes first: what is left of it is for the sweep.
+    /// From now on it is none. What is left of it is for the sweep.
     pub fn remove(&self, id: &CommitId) -> io::Result<()> {
-        let place = self.place(id);
-        fs::remove_file(place.join(RECORD))?;
-        fs::remove_dir_all(place)
+        fs::remove_file(self.place(id).join(RECORD))
     }
 
-    /// Removes what is no commit, and temporary ones that `used` does not name. `used` is asked after
-    /// it was seen who holds what, so that nobody's is taken between.
-    pub fn sweep<E>(&self, used: impl FnOnce() -> Result<BTreeSet<CommitId>, E>) -> Result<(), E> {
+    /// Removes what is no commit, temporary ones that no instance names, and the memory of those that
+    /// all have started from. `used` says of each commit that instances name whether one of them has not
+    /// started yet; it is asked after it was seen who holds what, so that nobody's is taken between.
+    pub fn sweep<E>(
+        &self,
+        used: impl FnOnce() -> Result<BTreeMap<CommitId, bool>, E>,
+    ) -> Result<(), E> {
         let mut loose = self.ids();
         {
             let held = self.lock();
             loose.retain(|id| !held.contains_key(id));
         }
-        loose.retain(|id| self.get(id).is_none_or(|kept| kept.commit.temporary));
+        loose.retain(|id| self.is_loose(id));
         if loose.is_empty() {
             return Ok(());
         }
         let used = used()?;
-        for id in loose.iter().filter(|id| !used.contains(id)) {
-            match fs::remove_dir_all(self.place(id)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(commit = %id, %error, "it stays");
-                }
-                _ => tracing::debug!(commit = %id, "swept"),
+        for id in &loose {
+            let place = self.place(id);
+            let done = match used.get(id) {
+                None => fs::remove_dir_all(&place),
+                Some(true) => Ok(()),
+                Some(false) => commit::MEMORY.iter().try_for_each(|name| {
+                    fs::remove_file(place.join(name)).or_else(|e| match e.kind() {
+                        io::ErrorKind::NotFound => Ok(()),
+                        _ => Err(e),
+                    })
+                }),
+            };
+            if let Err(error) = done {
+                tracing::warn!(commit = %id, %error, "what nobody needs stays");
             }
         }
         Ok(())
+    }
+
+    /// Whether nobody asked that it stays. What can't be read stays: it may be somebody's.
+    fn is_loose(&self, id: &CommitId) -> bool {
+        match fs::symlink_metadata(self.place(id).join(RECORD)) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(_) => match self.get(id) {
+                Some(kept) => kept.commit.temporary,
+                None => {
+                    tracing::warn!(commit = %id, "its record can't be read; it stays");
+                    false
+                }
+            },
+        }
     }
 
     fn ids(&self) -> Vec<CommitId> {
@@ -308,11 +348,25 @@ mod tests {
         let half = kept(4, None, false).commit.id;
         commits.begin(&half).unwrap();
         let held = commits.hold(&half);
-        let nobody = || Ok::<_, ()>(BTreeSet::new());
+        let nobody = || Ok::<_, ()>(BTreeMap::new());
         let temporary = all[1].commit.id.clone();
-        commits.sweep(|| Ok::<_, ()>(BTreeSet::from([temporary.clone()]))).unwrap();
-        assert!(commits.place(&half).exists() && commits.get(&temporary).is_some());
+        let memory = |id| commits.place(id).join(commit::MEMORY[0]);
+        for one in &all {
+            fs::write(memory(&one.commit.id), "memory").unwrap();
+        }
+        for awaited in [true, false] {
+            commits.sweep(|| Ok::<_, ()>(BTreeMap::from([(temporary.clone(), awaited)]))).unwrap();
+            assert!(commits.place(&half).exists() && commits.get(&temporary).is_some());
+            assert_eq!(memory(&temporary).exists(), awaited, "needed once");
+            assert!(memory(&all[0].commit.id).exists(), "somebody asked for it");
+        }
         drop(held);
+        // What can't be read is not removed.
+        let record = commits.place(&all[2].commit.id).join(RECORD);
+        let text = fs::read(&record).unwrap();
+        fs::write(&record, "{").unwrap();
+        commits.sweep(nobody).unwrap();
+        fs::write(&record, text).unwrap();
         commits.sweep(nobody).unwrap();
         assert!(!commits.place(&half).exists() && commits.get(&temporary).is_none());
         assert_eq!(commits.all().len(), 2, "what somebody kept stays");

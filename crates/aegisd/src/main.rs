@@ -25,6 +25,7 @@ mod router;
 mod tokens;
 mod watch;
 mod web;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::fs::File;

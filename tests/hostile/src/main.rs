@@ -15,6 +15,7 @@ mod exec;
 mod files;
 mod noise;
 mod port;
+mod workspace;
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -89,6 +90,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Exec(start) => exec::serve(&start.command, stream).await,
         StreamHead::Files(ask) => files::serve(&ask, stream).await,
         StreamHead::Port { port } => exec::port(port, stream).await,
+        StreamHead::Workspace(_) => workspace::serve(&machine.mode(), stream).await,
         StreamHead::Guest { .. } => {}
     }
 }

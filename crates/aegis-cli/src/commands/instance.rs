@@ -360,6 +360,7 @@ async fn info(ask: &Ask, name: &str) -> Result<()> {
             ("Guest", maybe(&instance, "guest_id")),
             ("Parent", maybe(&instance, "parent_id")),
             ("Image", text(&instance, "image_ref")),
+            ("Workspace", maybe(&instance, "workspace")),
             ("Secrets", maybe(&instance, "secret_keys")),
             ("Services", maybe(&instance, "host_services")),
             ("Models", maybe(&instance, "llm_models")),

@@ -23,6 +23,7 @@ pub mod secret;
 pub mod shape;
 pub mod terminal;
 pub mod vers;
+pub mod workspace;
 
 use clap::CommandFactory as _;
 use serde_json::Value;
@@ -65,6 +66,7 @@ pub async fn run(ask: &Ask, command: Command) -> Result<()> {
         Command::Guest(command) => guest::run(ask, command).await,
         Command::Secret(command) => secret::run(ask, command).await,
         Command::VersKey => vers::key(ask).await,
+        Command::Workspace(command) => workspace::run(ask, command).await,
         Command::Redeem(args) => redeem::redeem(ask, args).await,
         Command::Events(args) => events::events(ask, args).await,
         Command::Audit(command) => audit::run(ask, command).await,

@@ -54,6 +54,10 @@ pub struct Shape {
     /// Give it a secret of this host as a variable (may be repeated; * for all)
     #[arg(long, value_name = "NAME")]
     secret: Vec<String>,
+    /// Give it a folder of this host as /workspace, live both ways: a NAME, which is made if it is not
+    /// there, or a PATH; `:ro` behind it forbids changes
+    #[arg(long, value_name = "NAME|PATH[:ro]")]
+    workspace: Option<String>,
     /// Let it use a service of this host, inside http://NAME.host.aegis/ (may be repeated)
     #[arg(long, value_name = "NAME")]
     host_service: Vec<String>,
@@ -165,11 +169,23 @@ impl Shape {
         part(&mut body, "egress", |to| self.reach.set(to));
         let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
         set(&mut body, "secrets", some(self.secret));
+        set(&mut body, "workspace", self.workspace.map(absolute));
         set(&mut body, "host_services", some(self.host_service));
         set(&mut body, "llm_models", some(self.llm_model));
         part(&mut body, "capabilities", |to| self.rights.set(to));
         part(&mut body, "envelope", |to| self.limits.set(to));
         Ok(body)
+    }
+}
+
+/// A path as the daemon takes it, which has another working directory.
+fn absolute(place: String) -> String {
+    if !place.contains('/') && place != "." && place != ".." {
+        return place;
+    }
+    match std::path::absolute(&place) {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        Err(_) => place,
     }
 }
 
@@ -267,12 +283,15 @@ mod tests {
             "ollama",
             "--llm-model",
             "gpt-*",
+            "--workspace",
+            "notes:ro",
         ];
         assert_eq!(
             body(None, &flags, &["true"]).unwrap(),
             json!({ "command": ["true"], "handle": "web", "memory_mb": 512, "vcpus": 0.5,
                 "disk_gb": 2.0, "env": {"A": "b"}, "exposes": [8080], "image_ref": "base",
-                "secrets": ["KEY"], "host_services": ["ollama"], "llm_models": ["gpt-*"] })
+                "secrets": ["KEY"], "host_services": ["ollama"], "llm_models": ["gpt-*"],
+                "workspace": "notes:ro" })
         );
     }
 

@@ -17,6 +17,17 @@ pub struct WorkspaceAsk {
     pub resolved: Option<String>,
 }
 
+impl WorkspaceAsk {
+    /// What of the asker's own workspace is asked for, if it is that: the path below it, without a
+    /// leading slash.
+    pub fn below_own(&self) -> Option<String> {
+        let given = clean(&self.given)?;
+        let below = given.strip_prefix(OWN)?;
+        let own = below.is_empty() || below.starts_with('/');
+        own.then(|| below.trim_start_matches('/').to_owned())
+    }
+}
+
 /// A workspace that may be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Workspace {
@@ -50,12 +61,10 @@ pub(super) fn clean(path: &str) -> Option<String> {
 
 /// What may be given of what was asked for, if anything.
 pub(super) fn judge(allowed: &[String], ask: &WorkspaceAsk) -> Option<Workspace> {
-    let given = clean(&ask.given)?;
-    if let Some(below) = given.strip_prefix(OWN)
-        && (below.is_empty() || below.starts_with('/'))
-    {
-        return Some(Workspace::OfParent { below: below.trim_start_matches('/').to_owned() });
+    if let Some(below) = ask.below_own() {
+        return Some(Workspace::OfParent { below });
     }
+    let given = clean(&ask.given)?;
     let path = clean(ask.resolved.as_deref()?)?;
     let lies_in = |path: &str| allowed.iter().any(|pattern| allows(pattern, path));
     (lies_in(&given) && lies_in(&path)).then_some(Workspace::Host { path })

@@ -1,19 +1,21 @@
 //! Commits and forks (contracts/aegis.md 7): keeping a machine that runs, and starting others from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 
 use aegis_rules::capability::Capabilities;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::commit::{self, Commit, Wish};
-use aegis_rules::egress::Egress;
 use aegis_rules::envelope::EnvelopeAsk;
+use aegis_rules::given::{Given, Secrets};
 use aegis_rules::instance::{Instance, Spec};
+use aegis_rules::invite::{Invite, InviteStatus};
 use aegis_rules::refusal::{Code, Refusal};
+use aegis_wire::bounds::COMMIT_DEADLINE;
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::{CommitShape, Create, Fork};
-use aegis_wire::words::{CommitId, Handle, InstanceId, Time};
+use aegis_wire::words::{CommitId, Handle, ImageRef, InstanceId, Time};
 
 use super::exec::{HOST_WAIT, once_running};
 use super::{App, Error, Host, instance_not_found, instances};
@@ -23,6 +25,12 @@ use crate::ctx::{Ctx, InUse};
 use crate::keys;
 use crate::ledger::{self, Facts, WriteError};
 use crate::lifecycle::{self, WorkerError};
+
+/// So many times a machine's memory is taken while it is saved: the machine's own, what is sent, and the
+/// copy's.
+const SAVED_TAKES: u64 = 3;
+/// Invites that are looked at before a commit goes; a host with more has other worries.
+const INVITES_MAX: usize = 100_000;
 
 /// What is to be kept of a machine.
 pub(super) struct Take {
@@ -61,14 +69,17 @@ pub(super) async fn keep(
     actor: &str,
 ) -> Result<(Kept, Held), Error> {
     let _in_use = InUse::begin(&app.ctx, id);
-    let (kept, held) = once_running(app, id, HOST_WAIT, || attempt(app, id, &take)).await?;
+    let (kept, held) =
+        once_running(app, id, HOST_WAIT + COMMIT_DEADLINE, || attempt(app, id, &take)).await?;
     let change = Change::InstanceCommitted {
         id: id.clone(),
         commit: kept.commit.id.clone(),
         memory: kept.commit.with_memory,
         at: app.ctx.now(),
     };
+    // None is there that the trail does not know.
     app.ctx.ledger.write(actor, move |_| Ok((vec![change], ()))).await?;
+    app.ctx.commits.keep(&kept)?;
     Ok((kept, held))
 }
 
@@ -77,23 +88,35 @@ async fn attempt(app: &App, id: &InstanceId, take: &Take) -> Result<Option<(Kept
     let ctx = &app.ctx;
     let now = ctx.now();
     let source = ctx.ledger.read(|f| f.instance(id))?.ok_or_else(instance_not_found)?;
-    let injected = lifecycle::injected(ctx, id);
+    let injected = lifecycle::injected(ctx, id)?;
     commit::may_take(&source, !take.disk_only, injected.as_ref())?;
+    let _turn = match take.disk_only {
+        true => None,
+        false => ctx.commits.turn().await,
+    };
+    let room = source.spec.memory.bytes().saturating_mul(SAVED_TAKES);
+    if !take.disk_only && !lifecycle::has_room(room) {
+        let message = "the host is short of memory: saving a machine's takes three times as much for a moment";
+        return Err(Refusal::new(Code::NoCapacity, message).into());
+    }
     let new = keys::commit_id(now)?;
     let held = ctx.commits.hold(&new);
     let dir = ctx.commits.begin(&new)?;
     let made = match lifecycle::commit(ctx, id, dir, !take.disk_only).await {
         Ok(made) => made,
         Err(WorkerError::Refused(error)) if error.code == CODE_CONFLICT => return Ok(None),
-        Err(WorkerError::Refused(error)) => return Err(Error::Machine(error.message)),
+        Err(WorkerError::Refused(error)) => {
+            tracing::warn!(instance = %id, error = error.message, "no commit was made");
+            // Paths of the host are nobody's inside.
+            let message = "no commit could be made; the daemon's log says why";
+            return Err(Error::Machine(message.to_owned()));
+        }
         Err(error) => return Err(error.into()),
     };
     let digest = lifecycle::image(ctx, &source).and_then(|image| image.digest);
     let name = take.name.clone();
     let commit = commit::take(&source, new, name, !take.disk_only, take.temporary, now);
-    let kept = Kept { commit, digest, made };
-    ctx.commits.keep(&kept)?;
-    Ok(Some((kept, held)))
+    Ok(Some((Kept { commit, digest, made }, held)))
 }
 
 fn shape(kept: &Kept, in_use: u64) -> CommitShape {
@@ -122,8 +145,8 @@ pub fn find(_: Host, app: &App, name: &str) -> Result<CommitShape, Error> {
 /// Removes one, unless an instance starts from it or an invite is to.
 pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
     let kept = app.ctx.commits.find(name).ok_or_else(not_found)?;
-    let id = kept.commit.id;
-    let held = app.ctx.commits.clone();
+    let (id, now) = (kept.commit.id, app.ctx.now());
+    let commits = app.ctx.commits.clone();
     // In the writer: no instance is made meanwhile.
     app.ctx
         .ledger
@@ -135,7 +158,19 @@ pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
                     .hint("delete them first: their disks lie over its disk")
                     .into());
             }
-            let gone = held.remove(&id);
+            if commits.is_held(&id) {
+                let message = format!("a machine is being made of commit {id}");
+                return Err(Refusal::new(Code::CommitInUse, message).into());
+            }
+            let golden = |i: &Invite| i.offer.golden.as_ref().and_then(ImageRef::commit);
+            let invites = facts.invites(Some(InviteStatus::Active), now, None, INVITES_MAX)?;
+            if invites.rows.iter().any(|i| golden(i).as_ref() == Some(&id)) {
+                let message = format!("an invite is to become commit {id}");
+                return Err(Refusal::new(Code::CommitInUse, message)
+                    .hint("revoke it first: `aegis invite list`")
+                    .into());
+            }
+            let gone = commits.remove(&id);
             gone.map_err(|e| ledger::Error::Commit(format!("{id} stays: {e}")))?;
             Ok((vec![], ()))
         })
@@ -145,11 +180,23 @@ pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
 
 /// The commit that a request names, held until its instance is written.
 pub(super) fn meant(ctx: &Ctx, create: &Create) -> Result<Option<(Kept, Held)>, Refusal> {
-    let by_image = || create.image.as_ref()?.commit().map(String::from);
+    let image = create.image.as_ref().unwrap_or(&ctx.config.default_image);
+    let by_image = || image.commit().map(String::from);
     let Some(name) = create.commit.clone().or_else(by_image) else { return Ok(None) };
     let kept = ctx.commits.find(&name).ok_or_else(not_found)?;
+    lasting(&kept)?;
     let held = ctx.commits.hold(&kept.commit.id);
     Ok(Some((kept, held)))
+}
+
+/// Refuses what goes with the machines of a fork.
+pub(super) fn lasting(kept: &Kept) -> Result<(), Refusal> {
+    if kept.commit.temporary {
+        let id = &kept.commit.id;
+        let message = format!("commit {id} is a fork's own, and goes with its machines");
+        return Err(Refusal::new(Code::CommitInUse, message).hint("take one: `aegis commit NAME`"));
+    }
+    Ok(())
 }
 
 /// What an instance that starts from a commit is made of.
@@ -190,6 +237,15 @@ pub struct Forked {
 /// Makes machines of one that runs: each goes on where it was, as itself. All are there or none.
 pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forked, Error> {
     let source = instances::find(host, app, name)?;
+    if source.guest.is_some() || source.parent.is_some() {
+        let message = format!(
+            "{} belongs to a tree whose limits and end would not hold for forks of it",
+            source.name()
+        );
+        return Err(Refusal::new(Code::InstanceState, message)
+            .hint("commit it, and start machines of your own from that, with limits that you give")
+            .into());
+    }
     let id = instances::to_run_in(app, source.id.as_str()).await?;
     // What can't be is refused before anything is made.
     let config = app.ctx.config.clone();
@@ -201,11 +257,9 @@ pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forke
     let ids: io::Result<Vec<InstanceId>> =
         fork.handles.iter().map(|_| keys::instance_id(now)).collect();
     let ids = ids?;
-    let egress = match source.parent {
-        None => source.egress.clone(),
-        // What its ancestors forbid holds for it alone: nothing that they might is allowed.
-        Some(_) => Egress { internet: false, ..source.egress.clone() },
-    };
+    // As in the source, but for what it may do besides computing, and for its secrets.
+    let given = Given { secrets: Secrets::default(), ..source.spec.given.clone() };
+    let spec = Spec { given, ..spec };
     let made = app.ctx.ledger.write("host", move |facts| {
         admit(&config, facts, &spec, &fork.handles)?;
         let mut made = Vec::new();
@@ -213,8 +267,10 @@ pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forke
             let spec = Spec { handle, ..spec.clone() };
             let all = EnvelopeAsk::default();
             let new = instances::of_host(&config, id, spec, Capabilities::default(), &all, now)?;
+            let (envelope, ends_at) = (source.envelope, source.ends_at);
+            let new = new.with_rights(Capabilities::default(), envelope, ends_at);
             let lent = source.lent.as_ref().map(|_| BTreeMap::new());
-            made.push(new.with_egress(egress.clone()).lent_as(lent));
+            made.push(new.with_egress(source.egress.clone()).lent_as(lent));
         }
         let created = made.iter().map(|i| Change::InstanceCreated(Box::new(i.clone()))).collect();
         Ok((created, made))
@@ -245,8 +301,16 @@ fn admit(
     Ok(())
 }
 
-/// Commits that an instance starts from.
-pub(crate) fn used(facts: &Facts<'_>) -> Result<BTreeSet<CommitId>, ledger::Error> {
-    let origins = facts.instances()?.into_iter().filter_map(|i| i.spec.origin);
-    Ok(origins.map(|origin| origin.commit).collect())
+/// Commits that instances name, and whether one of them has not started yet: it has no disk.
+pub(crate) fn used(
+    ctx: &Ctx,
+    facts: &Facts<'_>,
+) -> Result<BTreeMap<CommitId, bool>, ledger::Error> {
+    let mut used = BTreeMap::new();
+    for instance in facts.instances()? {
+        let Some(origin) = instance.spec.origin else { continue };
+        let awaited = !ctx.instance_dir(&instance.id).join("disk.img").exists();
+        *used.entry(origin.commit).or_insert(false) |= awaited;
+    }
+    Ok(used)
 }

@@ -13,7 +13,7 @@ use aegis_wire::words::{
     GuestId, ImageRef, InstanceId, InviteCode, InviteId, Label, Port, PublicKey, Usage,
 };
 
-use super::{App, Error, Host, Public, guest_not_found};
+use super::{App, Error, Host, Public, commits, guest_not_found};
 use crate::config::{Config, ProvisionerKind};
 use crate::ctx::Ctx;
 use crate::keys::{self, hash};
@@ -174,6 +174,7 @@ fn spec(ctx: &Ctx, invite: &Invite, key: Option<&PublicKey>) -> Result<Option<Sp
                 let message = format!("the golden {id} is not on this host");
                 Refusal::new(Code::NotEnforceable, message).hint("`aegis commits` lists what is")
             })?;
+            commits::lasting(&kept)?;
             kept.commit.within(cpu, memory, disk)?
         }
         None => bare(golden, config.guest_command.clone(), invite),

@@ -17,7 +17,7 @@ use aegis_wire::host::{Create, InstanceShape};
 use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Time, Tree};
 
 use super::exec::{self, Running};
-use super::{App, Error, Host, commits, images, instance_not_found, secrets, tree};
+use super::{App, Error, Host, commits, images, instance_not_found, secrets, tree, workspaces};
 use crate::config::Config;
 use crate::images::{Images, is_ours};
 use crate::keys;
@@ -112,6 +112,10 @@ async fn make(
     let id = keys::instance_id(now)?;
     let config = app.ctx.config.clone();
     let (origin, _held) = commits::meant(&app.ctx, &create)?.unzip();
+    let workspace = match &create.workspace {
+        Some(ask) => Some(workspaces::of_host(app, ask.clone()).await?),
+        None => None,
+    };
     let (id, is_new) = app
         .ctx
         .ledger
@@ -134,15 +138,15 @@ async fn make(
                 let changes = start(facts, &config, &there, guest.as_ref(), now)?;
                 return Ok((changes, (there.id, false)));
             }
-            may_bring(create.workspace.is_some())?;
             if create.from.is_some() {
                 let what = "left out: only a machine has a self; fork makes machines of one";
                 return Err(Refusal::field("from", what).into());
             }
-            let spec = match &origin {
+            let mut spec = match &origin {
                 Some(kept) => commits::spec(&kept.commit, &create)?,
                 None => new_spec(&create, &config)?,
             };
+            spec.given.workspace = workspace;
             let rights = create.capabilities.granted()?;
             if let Some(kit) = &create.kit {
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
@@ -239,6 +243,8 @@ pub(super) fn given(create: &Create) -> Given {
         secrets: create.secrets.clone(),
         services: create.services.clone().unwrap_or_default(),
         models: create.models.clone(),
+        // Which folder that is, is looked at apart.
+        workspace: None,
     }
 }
 
@@ -250,17 +256,6 @@ fn beyond_kits(kit: &str, refusal: Refusal) -> Refusal {
     refusal.hint =
         Some("raise [kits] in aegis.toml if you trust the kit, or lower it there".into());
     refusal
-}
-
-/// Refuses what a machine is to bring along and this host does not have.
-pub(super) fn may_bring(workspace: bool) -> Result<(), Refusal> {
-    if workspace {
-        let mut refusal =
-            Refusal::new(Code::NotEnforceable, "workspace: this host shares no directories");
-        refusal.field = Some("workspace".to_owned());
-        return Err(refusal.hint("leave workspace out"));
-    }
-    Ok(())
 }
 
 /// Refuses services that this host does not have.

@@ -20,6 +20,7 @@ pub mod secrets;
 pub mod terminal;
 pub mod tree;
 pub mod vers;
+pub mod workspaces;
 
 use std::io;
 use std::sync::Arc;

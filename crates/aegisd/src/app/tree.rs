@@ -3,10 +3,7 @@
 //! Every function judges by `rules::authorize` upon facts of the transaction in which it writes, so
 //! that racing calls can't pass a limit together, and a spawn is written whole or not at all.
 
-use std::path::PathBuf;
-
 use aegis_rules::authorize::{Call, Claims, Grant, Request, SpawnAsk, authorize};
-use aegis_rules::capability::WorkspaceAsk;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::envelope;
@@ -27,7 +24,7 @@ use tokio::sync::mpsc;
 use super::commits::{self, Take};
 use super::exec::{self, Running};
 use super::instances::{self, Goal};
-use super::{App, Error, files, instance_not_found, logs, ports, secrets};
+use super::{App, Error, files, instance_not_found, logs, ports, secrets, workspaces};
 use crate::ctx::Ctx;
 use crate::keys;
 use crate::ledger::{Facts, WriteError};
@@ -39,8 +36,8 @@ const CHILD_DISK: DiskBytes = DiskBytes(2_000_000_000);
 /// Proof that a machine asks: its call came over its own connection, with a token of this daemon.
 /// Whether the token is that instance's current one is judged with everything else.
 pub struct Caller {
-    channel: InstanceId,
-    claims: Claims,
+    pub(super) channel: InstanceId,
+    pub(super) claims: Claims,
 }
 
 impl Caller {
@@ -131,13 +128,13 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
         }
     };
     let workspace = match create.workspace {
-        Some(given) => Some(WorkspaceAsk { resolved: resolve(caller, &given).await, given }),
+        Some(ask) => Some(workspaces::look_for_child(caller, app, ask).await?),
         None => None,
     };
     let mut ask = SpawnAsk {
         spec,
         services: create.services,
-        workspace,
+        workspace: workspace.as_ref().map(|looked| looked.wish.clone()),
         capabilities: create.capabilities,
         envelope: create.envelope,
         egress: create.egress,
@@ -178,10 +175,10 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
                 return Err(Refusal::new(Code::HandleTaken, message).hint(hint).into());
             }
             check_size(&sizes, &permit)?;
-            instances::may_bring(permit.workspace().is_some())?;
+            let folder = workspace.map(|looked| looked.folder(&permit)).transpose()?.flatten();
             secrets::check(facts, &permit.spec().given.secrets)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(permit.spec()))?;
-            let (changes, child) = spawn::spawn(*permit, fresh, now);
+            let (changes, child) = spawn::spawn(permit.lend(folder), fresh, now);
             Ok((changes, child))
         })
         .await?;
@@ -224,17 +221,6 @@ fn check_size(ctx: &Ctx, permit: &Permit) -> Result<(), Refusal> {
     refusal.allowed = Some(SIZES_MAX.to_string());
     refusal.hint = Some("use image_ref, vcpus and memory_mb of an earlier child".to_owned());
     Err(refusal)
-}
-
-/// Where links lead, of a path on the host; not looked at for who may give no directory away.
-async fn resolve(caller: &Caller, given: &str) -> Option<String> {
-    if caller.claims.cap.allowed_workspaces.is_empty() {
-        return None;
-    }
-    let given = PathBuf::from(given);
-    let real =
-        tokio::task::spawn_blocking(move || std::fs::canonicalize(given)).await.ok()?.ok()?;
-    real.into_os_string().into_string().ok()
 }
 
 fn default_disk(caller: &Caller, app: &App, now: Time) -> Result<DiskBytes, Error> {

@@ -16,6 +16,7 @@ mod stream;
 mod terminal;
 mod trace;
 mod vers;
+mod workspaces;
 
 use std::io;
 use std::net::SocketAddr;
@@ -138,6 +139,7 @@ fn routes(state: State) -> Router {
         .merge(commits::routes())
         .merge(secrets::routes())
         .merge(vers::routes(&state))
+        .merge(workspaces::routes())
         .fallback(answer::unknown_route)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::middleware::from_fn_with_state(state.clone(), ask::local_only))

@@ -71,8 +71,15 @@ pub(super) fn note_injected(ctx: &Ctx, instance: &Instance) -> Result<(), Worker
 }
 
 /// A secret whose value is in the machine of an instance.
-pub fn injected(ctx: &Ctx, id: &InstanceId) -> Option<SecretName> {
-    std::fs::read_to_string(ctx.instance_dir(id).join(INJECTED)).ok()?.parse().ok()
+///
+/// # Errors
+/// Nobody can say.
+pub fn injected(ctx: &Ctx, id: &InstanceId) -> std::io::Result<Option<SecretName>> {
+    match std::fs::read_to_string(ctx.instance_dir(id).join(INJECTED)) {
+        Ok(name) => name.parse().map(Some).map_err(std::io::Error::other),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 fn failed(why: impl Into<String>) -> WorkerError {

@@ -43,6 +43,7 @@ const AFTER_FAILURE: std::time::Duration = std::time::Duration::from_secs(1);
 pub use calls::{open_bulk, serve_calls};
 pub use environment::injected;
 pub use image::image;
+pub use pool::has_room;
 pub use remote::sweep as sweep_cloud;
 pub use steps::{commit, warm};
 pub use sweep::sweep;

@@ -182,7 +182,7 @@ impl Pool {
         let ctx = &self.inner.ctx;
         for shelf in self.shelves().iter_mut() {
             while shelf.slots.len() < ctx.config.machines.spares {
-                if !has_room(shelf.golden.memory.bytes()) {
+                if !has_room(shelf.golden.memory.bytes().saturating_mul(HEADROOM)) {
                     tracing::info!("no spare machine is made: the host is short of memory");
                     return;
                 }
@@ -263,10 +263,10 @@ fn stamp(path: &PathBuf) -> Option<Stamp> {
     Some((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
 }
 
-/// Whether the host has memory to spare.
-fn has_room(bytes: u64) -> bool {
+/// Whether the host has so much memory to spare.
+pub fn has_room(bytes: u64) -> bool {
     let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return false };
-    available(&text).is_some_and(|free| free >= bytes.saturating_mul(HEADROOM))
+    available(&text).is_some_and(|free| free >= bytes)
 }
 
 fn available(meminfo: &str) -> Option<u64> {

@@ -14,8 +14,8 @@ use aegis_wire::channel::Run;
 use aegis_wire::egress::HostName;
 use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, MemoryMb, Usage};
 use aegis_wire::worker::{
-    Committed, Disk, Egress, From, Golden, GoldenReady, Launch, Reap, Reaped, Request, Sample,
-    Trimmed,
+    Committed, Disk, Egress, From, Golden, GoldenReady, Launch, Lend, Reap, Reaped, Request,
+    Sample, Trimmed,
 };
 
 use super::environment::{environment, note_injected};
@@ -24,6 +24,7 @@ use super::pool::Pool;
 use super::worker::{self, Connection, WorkerError};
 use crate::ctx::Ctx;
 use crate::images::Image;
+use crate::workspaces::Workspaces;
 use crate::{keys, ledger};
 
 /// Memory goes to disk, or comes from there, within this.
@@ -89,10 +90,13 @@ pub(super) async fn launch(
             capability_token: Some(token),
             authorized_key: spec.authorized_key.clone(),
             ca_certificate: authority(ctx, instance, &egress)?,
+            // The worker says so, once it has the folder.
+            workspace: None,
         },
         egress,
         await_port: spec.await_port.map(|p| p.get()),
         log_dir,
+        workspace: workspace(ctx, spec)?,
     };
     if launch.from.is_none() {
         // The next one will most likely be like this one.
@@ -107,6 +111,15 @@ pub(super) async fn launch(
     }
     worker::start(ctx, &instance.id).map_err(program)?;
     worker::say(ctx, &instance.id, &Request::Launch(Box::new(launch))).await
+}
+
+/// The folder that a machine gets, made if it is a named one.
+fn workspace(ctx: &Ctx, spec: &Spec) -> Result<Option<Lend>, WorkerError> {
+    let Some(folder) = &spec.given.workspace else { return Ok(None) };
+    let path = PathBuf::from(&folder.path);
+    let made = Workspaces::of(&ctx.config.home).provide(&path);
+    made.map_err(|e| WorkerError::Program(format!("its workspace {}: {e}", path.display())))?;
+    Ok(Some(Lend { path, read_only: folder.read_only }))
 }
 
 /// The certificate of the machine's own authority, for the hosts whose TLS goes through its hatch.

@@ -22,7 +22,7 @@ pub async fn sweep(ctx: Shared, lifecycle: Lifecycle) {
     let mut commits = ctx.ledger.commits();
     loop {
         commits.mark_unchanged();
-        if let Err(error) = ctx.commits.sweep(|| ctx.ledger.read(used)) {
+        if let Err(error) = ctx.commits.sweep(|| ctx.ledger.read(|facts| used(&ctx, facts))) {
             tracing::error!(%error, "commits were not swept");
         }
         let wait = match pass(&ctx, &lifecycle).await {

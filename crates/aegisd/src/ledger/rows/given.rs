@@ -1,6 +1,6 @@
 //! What an instance is given, as JSON inside of its row.
 
-use aegis_rules::given::{Given, Models, Secrets};
+use aegis_rules::given::{Folder, Given, Models, Secrets};
 use aegis_wire::egress::ServiceName;
 use aegis_wire::words::BadWord;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,13 @@ pub(super) struct GivenRow {
     secrets: Vec<String>,
     services: Vec<ServiceName>,
     models: Option<Vec<String>>,
+    workspace: Option<FolderRow>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FolderRow {
+    path: String,
+    read_only: bool,
 }
 
 impl From<&Given> for GivenRow {
@@ -25,6 +32,10 @@ impl From<&Given> for GivenRow {
             secrets: given.secrets.texts(),
             services: given.services.clone(),
             models: given.models.as_ref().map(|m| m.texts().to_vec()),
+            workspace: given
+                .workspace
+                .clone()
+                .map(|f| FolderRow { path: f.path, read_only: f.read_only }),
         }
     }
 }
@@ -33,6 +44,7 @@ impl GivenRow {
     pub(super) fn into_words(self) -> Result<Given, BadWord> {
         let secrets = Secrets::parse(&self.secrets)
             .map_err(|_| BadWord::new("secrets", "names of secrets"))?;
-        Ok(Given { secrets, services: self.services, models: models(self.models) })
+        let workspace = self.workspace.map(|f| Folder { path: f.path, read_only: f.read_only });
+        Ok(Given { secrets, services: self.services, models: models(self.models), workspace })
     }
 }

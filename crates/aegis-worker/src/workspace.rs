@@ -1,0 +1,246 @@
+//! The machine's workspace: a process that serves one folder and nothing else, and the messages
+//! between it and the machine. What they say, nobody here looks at.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
+use aegis_wire::channel::StreamHead;
+use aegis_wire::channel::workspace::{HEAD_LEN, HELLO_LEN, Head, Link, Resume};
+use aegis_wire::pipe::mux::Stream;
+use aegis_wire::words::DiskBytes;
+use aegis_wire::worker::{Lend, workspace_book};
+use aegis_workspace::Terms;
+use anyhow::Context as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc};
+
+use crate::child::Child;
+use crate::life::{Books, lock};
+use crate::relay::{self, Relay};
+use crate::snapshot;
+use crate::sys::{self, Confine};
+
+/// Servers that a machine may wear out.
+const SERVERS_MAX: usize = 5;
+
+/// A folder that is lent.
+pub struct Workspace {
+    folder: OwnedFd,
+    read_only: bool,
+    books: Arc<Books>,
+    // The machine's own, and how large that may be.
+    disk: File,
+    limit: DiskBytes,
+    // The first of its servers.
+    server: Option<Server>,
+}
+
+/// A process that serves it.
+struct Server {
+    child: Child,
+    name: String,
+    link: Arc<Mutex<Link>>,
+    // There is something to say, or room for more.
+    news: Arc<Notify>,
+    // Requests for it, whole.
+    requests: mpsc::Sender<Vec<u8>>,
+}
+
+impl Workspace {
+    /// Opens the folder, and starts its server. From here on it is that one, whatever its path leads
+    /// to later. Must be called on the main thread.
+    pub fn open(
+        lend: &Lend,
+        books: Arc<Books>,
+        disk: File,
+        limit: DiskBytes,
+    ) -> anyhow::Result<Workspace> {
+        let folder = aegis_workspace::open(&lend.path)
+            .with_context(|| format!("its workspace {}", lend.path.display()))?;
+        let read_only = lend.read_only;
+        let mut workspace = Workspace { folder, read_only, books, disk, limit, server: None };
+        workspace.server = Some(workspace.start()?);
+        Ok(workspace)
+    }
+
+    /// Serves it to a machine, for as long as that lives. Must be called on the main thread.
+    pub async fn serve(mut self, relay: Relay) {
+        for _ in 0..SERVERS_MAX {
+            let mut server = match self.server.take().map_or_else(|| self.start(), Ok) {
+                Ok(server) => server,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "no workspace");
+                    return;
+                }
+            };
+            let death = server.child.death();
+            tokio::select! {
+                () = server.speak(&relay) => return,
+                () = death.happened() => {}
+            }
+            let words = server.child.last_words();
+            let ended = server.child.wait().await;
+            tracing::warn!(?ended, words, "the workspace's server ended");
+        }
+        tracing::error!("the workspace's server ended too often: none any more");
+    }
+
+    fn start(&self) -> anyhow::Result<Server> {
+        let record = self.books.record();
+        let disk = self.disk.try_clone()?;
+        let book = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(workspace_book(&record.disk))
+            .context("the workspace's count")?;
+        let terms = Terms {
+            read_only: self.read_only,
+            limit_bytes: self.limit.0,
+            memory_bytes: record.memory_bytes,
+            disk: disk.as_raw_fd(),
+            book: book.as_raw_fd(),
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("aegis-worker").arg("workspace").arg(serde_json::to_string(&terms)?);
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.stdout(Stdio::from(self.folder.try_clone()?)).stderr(Stdio::piped());
+        let plan = Confine {
+            join: record.group.doors()?,
+            keep: vec![disk.into(), book.into()],
+            die_with_parent: true,
+            ..Confine::default()
+        };
+        sys::confine(&mut command, plan);
+        let child = Child::spawn_as_is(command).context("can't start the workspace's server")?;
+        let mut name = [0; 8];
+        relay::random(&mut name)?;
+        let (link, news) = (Arc::new(Mutex::new(Link::default())), Arc::new(Notify::new()));
+        let (requests, to_do) = mpsc::channel(1);
+        let (answers, asks) = tokio::io::split(UnixStream::from_std(ours)?);
+        tokio::spawn(ask(asks, to_do));
+        tokio::spawn(take(answers, Arc::clone(&link), Arc::clone(&news)));
+        Ok(Server { child, name: snapshot::hex(&name), link, news, requests })
+    }
+}
+
+/// Passes requests on, each whole, whatever becomes of the stream that it came over.
+async fn ask(mut to: impl AsyncWrite + Unpin, mut requests: mpsc::Receiver<Vec<u8>>) {
+    while let Some(request) = requests.recv().await {
+        if to.write_all(&request).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes answers as there is room for them.
+async fn take(mut from: impl AsyncRead + Unpin, link: Arc<Mutex<Link>>, news: Arc<Notify>) {
+    while let Ok(answer) = read_answer(&mut from).await {
+        loop {
+            let mut heard = std::pin::pin!(news.notified());
+            heard.as_mut().enable();
+            if lock(&link).has_room() {
+                break;
+            }
+            heard.await;
+        }
+        lock(&link).say(answer.into());
+        news.notify_waiters();
+    }
+}
+
+async fn read_answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut len = [0; 4];
+    from.read_exact(&mut len).await?;
+    let whole = u32::from_le_bytes(len) as usize;
+    if !(len.len()..=WORKSPACE_MESSAGE_MAX).contains(&whole) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut answer = vec![0; whole];
+    answer[..len.len()].copy_from_slice(&len);
+    from.read_exact(&mut answer[len.len()..]).await?;
+    Ok(answer)
+}
+
+impl Server {
+    /// Speaks with the machine over one stream per session; ends with the channel.
+    async fn speak(&self, relay: &Relay) {
+        while let Ok(session) = relay.session().await {
+            let heard = lock(&self.link).heard();
+            let head = StreamHead::Workspace(Resume { server: self.name.clone(), heard });
+            let spoken = async {
+                let stream = relay::open_stream(&session.mux, &head, &[]).await?;
+                self.carry(stream).await
+            };
+            if let Err(error) = spoken.await {
+                tracing::debug!(%error, "a stream of the workspace ended");
+            }
+            // A machine that gives its mount up gets no other one in this session.
+            session.mux.closed().await;
+            // Its successor is announced by another task.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn carry(&self, stream: Stream) -> io::Result<()> {
+        let (mut from, to) = tokio::io::split(stream);
+        let mut hello = [0; HELLO_LEN];
+        from.read_exact(&mut hello).await?;
+        lock(&self.link).resume(u64::from_le_bytes(hello)).map_err(io::Error::other)?;
+        tokio::select! {
+            heard = self.hear(from) => heard,
+            said = self.say(to) => said,
+        }
+    }
+
+    /// Machine → server.
+    async fn hear(&self, mut from: impl AsyncRead + Unpin) -> io::Result<()> {
+        loop {
+            let mut head = [0; HEAD_LEN];
+            from.read_exact(&mut head).await?;
+            let head = Head::read(head).map_err(io::Error::other)?;
+            lock(&self.link).other_heard(head.heard).map_err(io::Error::other)?;
+            if head.len > 0 {
+                let mut message = vec![0; head.len];
+                from.read_exact(&mut message).await?;
+                // Either it is with the server and counted, or neither.
+                let place = self.requests.reserve().await;
+                place.map_err(|_| io::ErrorKind::BrokenPipe)?.send(message);
+                lock(&self.link).came();
+            }
+            self.news.notify_waiters();
+        }
+    }
+
+    /// Server → machine.
+    async fn say(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // From here on none is missed.
+            news.as_mut().enable();
+            let mut said = false;
+            loop {
+                let next = lock(&self.link).next();
+                let Some((head, message)) = next else { break };
+                said = true;
+                to.write_all(&head.bytes()).await?;
+                if let Some(message) = message {
+                    to.write_all(&message).await?;
+                }
+            }
+            if said {
+                to.flush().await?;
+            }
+            news.await;
+        }
+    }
+}
