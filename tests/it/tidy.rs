@@ -10,13 +10,15 @@ const LINES_MAX: usize = 600;
 const LONGER: [&str; 0] = [];
 
 /// Which crates of the house a crate may know, tests apart.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 14] = [
     ("aegis-rules", &[]),
     ("aegis-wire", &["aegis-rules"]),
-    ("aegisd", &["aegis-rules", "aegis-wire"]),
+    ("aegisd", &["aegis-rules", "aegis-vers", "aegis-wire"]),
+    ("aegis-vers", &["aegis-wire"]),
+    ("aegis-workspace", &["aegis-wire"]),
     ("aegis-gateway", &["aegis-wire"]),
     ("aegis-images", &["aegis-wire"]),
-    ("aegis-worker", &["aegis-gateway", "aegis-wire"]),
+    ("aegis-worker", &["aegis-gateway", "aegis-wire", "aegis-workspace"]),
     ("aegis-harness", &["aegis-wire"]),
     ("aegis-mcp-guest", &["aegis-wire"]),
     ("aegis-cli", &["aegis-wire"]),
@@ -27,24 +29,56 @@ const CRATES: [(&str, &[&str]); 12] = [
 
 /// Which other rooms of `aegisd` a room may use. `keys`, `clock`, `config` and `ctx` hold no
 /// decisions.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     ("doors", &["app", "config", "keys"]),
-    ("hatch", &["app", "config", "ctx", "keys", "lifecycle", "passing"]),
+    ("hatch", &["app", "config", "ctx", "keys", "lifecycle", "passing", "roots"]),
     ("web", &["app", "ctx", "passing"]),
     ("passing", &[]),
     ("broker", &["app", "keys", "lifecycle", "tokens"]),
-    ("app", &["config", "ctx", "images", "keys", "ledger", "lifecycle", "router", "tokens"]),
-    ("lifecycle", &["config", "ctx", "images", "keys", "ledger", "metrics", "router", "tokens"]),
+    ("app", &APP),
+    ("lifecycle", &LIFECYCLE),
     ("router", &["ctx", "keys", "lifecycle"]),
     ("ledger", &["keys"]),
-    ("ctx", &["clock", "config", "keys", "ledger", "metrics", "watch"]),
-    ("images", &["config"]),
+    ("ctx", &["clock", "cloud", "commits", "config", "keys", "ledger", "metrics", "watch"]),
+    ("images", &["config", "programs"]),
+    ("cloud", &["config", "keys", "roots"]),
+    ("commits", &[]),
+    ("workspaces", &[]),
+    ("programs", &[]),
+    ("roots", &[]),
     ("config", &[]),
     ("keys", &["tokens"]),
     ("tokens", &[]),
     ("clock", &[]),
     ("metrics", &[]),
     ("watch", &[]),
+];
+
+const APP: [&str; 10] = [
+    "commits",
+    "config",
+    "ctx",
+    "images",
+    "keys",
+    "ledger",
+    "lifecycle",
+    "router",
+    "tokens",
+    "workspaces",
+];
+const LIFECYCLE: [&str; 12] = [
+    "cloud",
+    "commits",
+    "config",
+    "ctx",
+    "images",
+    "keys",
+    "ledger",
+    "metrics",
+    "programs",
+    "router",
+    "tokens",
+    "workspaces",
 ];
 
 /// Modules of `aegis-wire` that a room may not name: HTTP shapes belong to the doors.

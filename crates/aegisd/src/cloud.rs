@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use tokio::sync::RwLock;
 
 use crate::config::{Vers, VersKey};
-use crate::hatch;
 use crate::keys::Keys;
+use crate::roots;
 
 /// Label of every machine of ours: which daemon's.
 const HOST: &str = "aegis-host";
@@ -49,7 +49,7 @@ impl Cloud {
             }
         };
         Ok(Cloud {
-            client: Client::new(&terms.base_url, &key, hatch::tls_client(), terms.deadlines),
+            client: Client::new(&terms.base_url, &key, roots::client(), terms.deadlines),
             domain: terms.domain.clone(),
             terms,
             fence: RwLock::new(()),

@@ -169,9 +169,17 @@ impl Commits {
         all
     }
 
-    /// From now on it is none. What is left of it is for the sweep.
+    /// From now on it is none. What is left of it [`Commits::clear`] removes, else the sweep.
     pub fn remove(&self, id: &CommitId) -> io::Result<()> {
         fs::remove_file(self.place(id).join(RECORD))
+    }
+
+    /// Removes what is left of one that is none any more.
+    pub fn clear(&self, id: &CommitId) -> io::Result<()> {
+        match fs::remove_dir_all(self.place(id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
     }
 
     /// Removes what is no commit, temporary ones that no instance names, and the memory of those that

@@ -21,6 +21,7 @@ mod lifecycle;
 mod metrics;
 mod passing;
 mod programs;
+mod roots;
 mod router;
 mod tokens;
 mod watch;

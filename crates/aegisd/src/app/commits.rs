@@ -147,6 +147,7 @@ pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
     let kept = app.ctx.commits.find(name).ok_or_else(not_found)?;
     let (id, now) = (kept.commit.id, app.ctx.now());
     let commits = app.ctx.commits.clone();
+    let (gone, rest) = (id.clone(), commits.clone());
     // In the writer: no instance is made meanwhile.
     app.ctx
         .ledger
@@ -175,7 +176,9 @@ pub async fn remove(_: Host, app: &App, name: &str) -> Result<(), Error> {
             Ok((vec![], ()))
         })
         .await?;
-    Ok(())
+    // It may be large: not in the writer, whom a kill may wait for.
+    let cleared = tokio::task::spawn_blocking(move || rest.clear(&gone)).await;
+    Ok(cleared.map_err(io::Error::other)??)
 }
 
 /// The commit that a request names, held until its instance is written.
@@ -299,18 +302,4 @@ fn admit(
         }
     }
     Ok(())
-}
-
-/// Commits that instances name, and whether one of them has not started yet: it has no disk.
-pub(crate) fn used(
-    ctx: &Ctx,
-    facts: &Facts<'_>,
-) -> Result<BTreeMap<CommitId, bool>, ledger::Error> {
-    let mut used = BTreeMap::new();
-    for instance in facts.instances()? {
-        let Some(origin) = instance.spec.origin else { continue };
-        let awaited = !ctx.instance_dir(&instance.id).join("disk.img").exists();
-        *used.entry(origin.commit).or_insert(false) |= awaited;
-    }
-    Ok(used)
 }

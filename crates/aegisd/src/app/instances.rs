@@ -152,6 +152,9 @@ async fn make(
                 rights.within(&config.kits).map_err(|refusal| beyond_kits(kit, refusal))?;
             }
             secrets::check(facts, &spec.given.secrets)?;
+            if origin.is_none() {
+                images::check(&config, "image_ref", &spec.image)?;
+            }
             check_services(&config, &spec.given.services)?;
             capacity::admit(&config.capacity, &facts.held()?, &Need::of(&spec))?;
             let instance = of_host(&config, id.clone(), spec, rights, &create.envelope, now)?
@@ -185,7 +188,7 @@ pub(super) fn of_host(
     Err(Refusal::field("envelope", "at least as large as the instance's own CPU, memory and disk"))
 }
 
-/// What an instance is made of that starts from an image, which must be there.
+/// What an instance is made of that starts from an image.
 fn new_spec(create: &Create, config: &Config) -> Result<Spec, Refusal> {
     let disk = create.disk.unwrap_or(DiskBytes(Limits::default().disk.0 / 2));
     if create.command.is_none() {
@@ -197,9 +200,7 @@ fn new_spec(create: &Create, config: &Config) -> Result<Spec, Refusal> {
     }
     let command =
         "a list of words: a new instance needs its primary process, and its image names none";
-    let spec = spec(create, config, disk, command)?;
-    images::check(config, "image_ref", &spec.image)?;
-    Ok(spec)
+    spec(create, config, disk, command)
 }
 
 /// What an instance is made of, with this host's defaults and its image's command; `command` says

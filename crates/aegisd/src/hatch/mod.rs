@@ -19,8 +19,6 @@ mod machine;
 mod placeholder;
 mod tls;
 
-pub use tls::client as tls_client;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 

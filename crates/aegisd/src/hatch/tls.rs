@@ -9,15 +9,15 @@ use std::time::Duration;
 use aegis_wire::bounds::DOOR_HEAD_DEADLINE;
 use aegis_wire::egress::HostName;
 use aegis_wire::words::Time;
-use hyper_rustls::ConfigBuilderExt as _;
+use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::machine::Machine;
 use crate::keys::LEAF_VALID;
+use crate::roots;
 
 /// The only protocol that is spoken inside.
 const ALPN: &[u8] = b"http/1.1";
@@ -36,21 +36,9 @@ pub(super) enum NoTls {
     Failed,
 }
 
-/// A client that trusts whom this host trusts.
-pub fn client() -> ClientConfig {
-    let with = match ClientConfig::builder().with_native_roots() {
-        Ok(with) => with,
-        Err(error) => {
-            tracing::warn!(%error, "no CA certificates here: nobody is reached by https");
-            ClientConfig::builder().with_root_certificates(RootCertStore::empty())
-        }
-    };
-    with.with_no_client_auth()
-}
-
-/// As [`client`], for requests that are passed on.
+/// A client that trusts whom this host trusts, for requests that are passed on.
 pub(super) fn connector() -> TlsConnector {
-    let mut config = client();
+    let mut config = roots::client();
     config.alpn_protocols = vec![ALPN.to_vec()];
     TlsConnector::from(Arc::new(config))
 }

@@ -1,14 +1,14 @@
 //! The sweeper: ends what the clock has ended, though nobody asks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aegis_rules::{guest, instance, invite};
-use aegis_wire::words::{InstanceId, Time};
+use aegis_wire::words::{CommitId, InstanceId, Time};
 
 use super::Lifecycle;
-use crate::app::commits::used;
-use crate::ctx::Shared;
-use crate::ledger::WriteError;
+use crate::ctx::{Ctx, Shared};
+use crate::ledger::{self, Facts, WriteError};
 
 /// Records ended per transaction.
 const BATCH: usize = 200;
@@ -84,4 +84,15 @@ async fn pass(ctx: &Shared, lifecycle: &Lifecycle) -> Result<Option<Time>, Write
             lifecycle.knock(&id);
         }
     }
+}
+
+/// Commits that instances name, and whether one of them has not started yet: it has no disk.
+fn used(ctx: &Ctx, facts: &Facts<'_>) -> Result<BTreeMap<CommitId, bool>, ledger::Error> {
+    let mut used = BTreeMap::new();
+    for instance in facts.instances()? {
+        let Some(origin) = instance.spec.origin else { continue };
+        let awaited = !ctx.instance_dir(&instance.id).join("disk.img").exists();
+        *used.entry(origin.commit).or_insert(false) |= awaited;
+    }
+    Ok(used)
 }

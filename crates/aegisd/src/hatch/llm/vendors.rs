@@ -21,9 +21,9 @@ use tower::util::BoxCloneSyncService;
 use zeroize::Zeroizing;
 
 use super::super::machine::Machine;
-use super::super::tls;
 use super::problem::{Kind, Problem};
 use crate::config::{Provider, Vendor};
+use crate::roots;
 
 /// Connections that nobody uses are closed after this, before the other side does it.
 const IDLE: Duration = Duration::from_secs(15);
@@ -72,7 +72,7 @@ impl Vendors {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
-        let tls = HttpsConnectorBuilder::new().with_tls_config(tls::client());
+        let tls = HttpsConnectorBuilder::new().with_tls_config(roots::client());
         let connector = tls.https_or_http().enable_http1().wrap_connector(http);
         let connector = Timeout::new(connector, DOOR_CONNECT_DEADLINE);
         let client = Client::builder(TokioExecutor::new())
