@@ -13,12 +13,12 @@ const COMMITS: usize = 20;
 /// Machines of one fork, and forks.
 const FORKS: (usize, usize) = (20, 3);
 /// Memory that a busy machine has written, MB.
-const BUSY_MB: usize = 300;
+const BUSY_MB: usize = 200;
 
 /// Measures.
 pub fn measure(figures: &mut Figures) {
     let house = House::new(FREE_RATE);
-    for (name, busy) in [("idle", 0), ("that wrote 300 MB", BUSY_MB)] {
+    for (name, busy) in [("idle", 0), ("that wrote 200 MB", BUSY_MB)] {
         let id = machine(&house, busy);
         let (mut stopped, mut whole) = (vec![], vec![]);
         for _ in 0..COMMITS {

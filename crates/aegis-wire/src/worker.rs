@@ -78,6 +78,10 @@ pub enum Request {
         dir: PathBuf,
         /// With its memory, and so with its processes.
         memory: bool,
+        /// It is to survive a power cut once it is answered; else it does when the host's kernel has
+        /// got round to it, as what machines write to their disks.
+        #[serde(default)]
+        durable: bool,
     },
     /// Ends the machine in order (processes, disk synced), else after the deadline by force.
     /// Answer: one [`Reply`] when it has ended.

@@ -90,7 +90,13 @@ pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Resu
 
 /// Makes a commit of what was taken; the source has nothing to do with it any more. A copy runs in the
 /// source's cgroup: what it takes is the source's, and ends with it.
-pub async fn keep(bed: &Bed, group: &Group, taken: Taken, dir: &Path) -> anyhow::Result<Committed> {
+pub async fn keep(
+    bed: &Bed,
+    group: &Group,
+    taken: Taken,
+    dir: &Path,
+    durable: bool,
+) -> anyhow::Result<Committed> {
     let Taken { disk, memory, stopped } = taken;
     let fits = memory.is_some().then(|| bed.fits().to_owned());
     if let Some(sent) = memory {
@@ -99,13 +105,13 @@ pub async fn keep(bed: &Bed, group: &Group, taken: Taken, dir: &Path) -> anyhow:
         if let Err(error) = group.limit_memory(more) {
             tracing::warn!(%error, "the copy shares its machine's memory limit");
         }
-        let kept = copy(bed, group, sent, &disk, dir).await;
+        let kept = copy(bed, group, sent, &disk, dir, durable).await;
         // What is charged now is charged; later it is the old limit again.
         let _ = group.limit_memory(usual);
         kept?;
     }
-    settle(&disk)?;
-    note(dir, &Kept { fits, disk_bytes: bed.disk_bytes() })?;
+    settle(&disk, durable)?;
+    note(dir, &Kept { fits, disk_bytes: bed.disk_bytes() }, durable)?;
     Ok(Committed {
         bytes: allocated(dir)?,
         stopped_us: u64::try_from(stopped.as_micros()).unwrap_or(u64::MAX),
@@ -159,6 +165,7 @@ async fn copy(
     sent: OwnedFd,
     disk: &File,
     dir: &Path,
+    durable: bool,
 ) -> anyhow::Result<()> {
     let memory = snapshot::memory_file("commit", bed.shape().memory.bytes())?;
     let cgroups = group.doors().context("can't open its cgroups")?;
@@ -166,8 +173,10 @@ async fn copy(
     let death = copy.child.death();
     let qmp = Qmp::start(copy.qmp);
     let mut pipe = Pipe::new(copy.ctl);
+    let began = Instant::now();
     let work = async {
         restore(&qmp, copy.state_fd, Birth::Wake, COMMIT_DEADLINE).await?;
+        tracing::debug!(took = ?began.elapsed(), "the copy has the memory");
         hold(&qmp, &mut pipe).await
     };
     let saved = tokio::select! {
@@ -179,8 +188,11 @@ async fn copy(
     let words = copy.child.last_words();
     let state = saved.map_err(|error| snapshot::with_last_words(error, &words))?;
     let snapshot = snapshot::sealed(memory, state)?;
+    tracing::debug!(took = ?began.elapsed(), "the copy was saved");
     let dir = dir.to_owned();
-    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot)).await?
+    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot, durable)).await??;
+    tracing::debug!(took = ?began.elapsed(), "the copy is stored");
+    Ok(())
 }
 
 /// Saves the source's memory; returns for how long it stood still, and what was saved.
@@ -228,6 +240,7 @@ async fn hold(qmp: &Qmp, pipe: &mut Pipe<UnixStream>) -> anyhow::Result<OwnedFd>
         Ok(())
     })
     .await?;
+    tracing::debug!("the copy stands still");
     let state = snapshot::memory_file("state", 0)?;
     snapshot::migrate(qmp, state.as_fd(), true).await?;
     Ok(state)
@@ -308,19 +321,25 @@ fn new_disk(path: &Path, bed: &Bed) -> anyhow::Result<File> {
 }
 
 /// From now on nobody writes it, and every machine's user may read it.
-fn settle(target: &File) -> anyhow::Result<()> {
+fn settle(target: &File, durable: bool) -> anyhow::Result<()> {
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::fchown(target, Some(0), Some(0))?;
     }
     target.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-    target.sync_all().context("the commit's disk can't be written")
+    if durable {
+        target.sync_all().context("the commit's disk can't be written")?;
+    }
+    Ok(())
 }
 
-fn note(dir: &Path, kept: &Kept) -> anyhow::Result<()> {
+fn note(dir: &Path, kept: &Kept, durable: bool) -> anyhow::Result<()> {
     let mut file = File::create(dir.join(commit::KEPT))?;
     file.write_all(&lines::line(kept)?)?;
-    file.sync_all()?;
-    File::open(dir)?.sync_all().context("the commit's directory can't be written")
+    if durable {
+        file.sync_all()?;
+        File::open(dir)?.sync_all().context("the commit's directory can't be written")?;
+    }
+    Ok(())
 }
 
 fn allocated(dir: &Path) -> anyhow::Result<u64> {

@@ -71,7 +71,7 @@ pub async fn run() -> anyhow::Result<()> {
     if built {
         let (directory, snapshot) = (place.directory.clone(), Arc::clone(&snapshot));
         std::thread::spawn(move || {
-            if let Err(error) = snapshot::store(&directory, &snapshot) {
+            if let Err(error) = snapshot::store(&directory, &snapshot, true) {
                 tracing::warn!(error = format!("{error:#}"), "the snapshot can't be stored");
             }
         });

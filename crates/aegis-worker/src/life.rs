@@ -293,7 +293,12 @@ impl Live {
     }
 
     /// Takes a commit into a directory. It gives way to whoever freezes the machine or ends it.
-    pub async fn commit(&self, dir: &Path, memory: bool) -> Result<Committed, RpcError> {
+    pub async fn commit(
+        &self,
+        dir: &Path,
+        memory: bool,
+        durable: bool,
+    ) -> Result<Committed, RpcError> {
         let failed =
             |e: &anyhow::Error| RpcError::new(CODE_INTERNAL, format!("no commit was made: {e:#}"));
         let taken = {
@@ -315,7 +320,7 @@ impl Live {
             taken.map_err(|e| failed(&e))?
         };
         let group = self.books.record().group;
-        commit::keep(&self.bed, &group, taken, dir).await.map_err(|e| failed(&e))
+        commit::keep(&self.bed, &group, taken, dir, durable).await.map_err(|e| failed(&e))
     }
 
     fn urgent(&self) -> Urgent<'_> {

@@ -287,11 +287,12 @@ async fn serve(
             };
             answer(&mut stream, done).await
         }
-        Request::Commit { dir, memory } => {
+        Request::Commit { dir, memory, durable } => {
             let made = match living(shared) {
                 // It ends in order also when nobody waits for it any more.
                 Ok(live) => {
-                    let work = tokio::spawn(async move { live.commit(&dir, memory).await });
+                    let work =
+                        tokio::spawn(async move { live.commit(&dir, memory, durable).await });
                     until_left(&mut stream, work).await.map(|done| done.unwrap_or_else(lost))
                 }
                 Err(error) => Some(Err(error)),

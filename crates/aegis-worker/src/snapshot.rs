@@ -257,15 +257,18 @@ fn tsc_khz() -> u64 {
     (u128::from(ticks) * 1_000_000 / u128::from(ns.max(1))) as u64
 }
 
-/// Writes a snapshot to files, so that the next keeper needs no boot. The manifest comes last.
-pub fn store(directory: &Path, snapshot: &Snapshot) -> anyhow::Result<()> {
+/// Writes a snapshot to files, so that the next keeper needs no boot. The manifest comes last; with
+/// `durable` it is all on the disk then.
+pub fn store(directory: &Path, snapshot: &Snapshot, durable: bool) -> anyhow::Result<()> {
     let memory = File::from(snapshot.memory.try_clone()?);
     let state = read_whole(&snapshot.state)?;
     let put = |name: &str, fill: &mut dyn FnMut(&File) -> io::Result<()>| -> anyhow::Result<()> {
         let temporary = directory.join(format!("{name}.new"));
         let file = File::create(&temporary)?;
         fill(&file)?;
-        file.sync_all()?;
+        if durable {
+            file.sync_all()?;
+        }
         std::fs::rename(&temporary, directory.join(name))?;
         Ok(())
     };
@@ -279,7 +282,9 @@ pub fn store(directory: &Path, snapshot: &Snapshot) -> anyhow::Result<()> {
     };
     let text = serde_json::to_vec(&manifest)?;
     put(MANIFEST, &mut |file| file.write_all_at(&text, 0))?;
-    File::open(directory)?.sync_all()?;
+    if durable {
+        File::open(directory)?.sync_all()?;
+    }
     Ok(())
 }
 
@@ -389,7 +394,7 @@ mod tests {
         state.write_all_at(b"state of devices", 0).unwrap();
         let made = sealed(memory.into(), state.into()).unwrap();
         assert!(File::from(made.memory.try_clone().unwrap()).write_all_at(b"x", 0).is_err());
-        store(dir.path(), &made).unwrap();
+        store(dir.path(), &made, true).unwrap();
         let blocks = std::fs::metadata(dir.path().join(MEMORY)).unwrap().blocks();
         assert!(blocks * 512 <= 64 * 1024, "zero pages are holes");
         let loaded = load(dir.path(), shape).unwrap().unwrap();

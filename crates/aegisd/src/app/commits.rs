@@ -102,7 +102,7 @@ async fn attempt(app: &App, id: &InstanceId, take: &Take) -> Result<Option<(Kept
     let new = keys::commit_id(now)?;
     let held = ctx.commits.hold(&new);
     let dir = ctx.commits.begin(&new)?;
-    let made = match lifecycle::commit(ctx, id, dir, !take.disk_only).await {
+    let made = match lifecycle::commit(ctx, id, dir, !take.disk_only, !take.temporary).await {
         Ok(made) => made,
         Err(WorkerError::Refused(error)) if error.code == CODE_CONFLICT => return Ok(None),
         Err(WorkerError::Refused(error)) => {

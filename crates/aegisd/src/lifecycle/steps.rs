@@ -255,8 +255,9 @@ pub async fn commit(
     id: &InstanceId,
     dir: PathBuf,
     memory: bool,
+    durable: bool,
 ) -> Result<Committed, WorkerError> {
-    let request = Request::Commit { dir, memory };
+    let request = Request::Commit { dir, memory, durable };
     let mut connection = worker::ask(ctx, id, &request, COMMIT_DEADLINE + RPC_DEADLINE).await?;
     let made: Option<Committed> =
         worker::read_line(&mut connection).await.map_err(WorkerError::Gone)?;
