@@ -38,9 +38,27 @@ pub fn measure(figures: &mut Figures) -> anyhow::Result<()> {
         wakes.push(ms(began));
     }
     let floor = figures.samples("bare clone to first RPC (floor)", clone_floor(house.home())?);
+    let clones = (0..WAKES).map(|_| clone(&house)).collect();
+    let clone = figures.samples("start of a clone: it runs", clones);
     let woken = figures.samples("connection to a suspended machine's port: HTTP answer", wakes);
+    figures.one("the same / start of a clone", woken / clone, "times");
     figures.one("the same / floor", woken / floor, "times");
     Ok(())
+}
+
+/// A machine of the same size that is started, with no spare one at hand.
+fn clone(house: &House) -> f64 {
+    let body = json!({"command": ["sleep", "infinity"], "memory_mb": 256, "disk_gb": 0.5});
+    let began = Instant::now();
+    let made: Value = house.socket().post("/v1/instances", &body).expect(201);
+    let id = made["id"].as_str().unwrap();
+    let path = format!("/v1/instances/{id}");
+    while house.socket().get(&path).expect(200)["state"] != "running" {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let took = ms(began);
+    house.socket().delete(&format!("/v1/instances/{id}")).expect(200);
+    took
 }
 
 /// Asks for a page; returns the bytes of the answer.
