@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::tree::{API, curl, rights, root, text};
 
 /// What no two machines may have in common.
-const NAMES: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id \
-                     /sys/class/net/eth0/address; hostname; head -c16 /dev/urandom | od -An -tx1";
+const NAMES: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; \
+                     head -c16 /dev/urandom | od -An -tx1";
 /// Something that goes on, and says so.
 const BEATS: &str = "echo kept > /root/kept; \
                      (while :; do echo x >> /tmp/beats; sleep 0.05; done) > /dev/null 2>&1 & echo $!";
@@ -107,6 +107,9 @@ fn machines_are_kept_forked_handed_out_and_gone() {
     let distinct: BTreeSet<&String> = names.iter().collect();
     assert_eq!(distinct.len(), names.len(), "{names:?}");
     ids.iter().for_each(|id| goes_on(&house, id, &pid));
+    let card = |id: &String| house.ok(id, "cat /sys/class/net/eth0/address");
+    let cards: BTreeSet<String> = ids.iter().chain([&web]).map(card).collect();
+    assert_eq!(cards.len(), ids.len() + 1, "{cards:?}");
     let temporary = text(&forked["commit"], "id").to_owned();
     assert!(commits(&house).iter().any(|c| c["id"] == temporary && c["temporary"] == true));
 

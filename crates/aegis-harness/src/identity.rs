@@ -110,6 +110,11 @@ pub async fn take(
 pub async fn change(machine: &Arc<Machine>, ask: Identify) -> Result<Identified, Failed> {
     let old = rustix::system::uname().nodename().to_string_lossy().into_owned();
     tell_kernel(machine, &ask)?;
+    // Its processes may know the other one's, and make names of it; for a machine that begins, whose
+    // card is alone on its link, it would only take time.
+    if let Err(e) = net::set_address(ask.mac) {
+        note(&format!("address of the card: {e}"));
+    }
     let identified = identified(&ask);
     let rename = move || {
         let names = Names { hostname: &ask.hostname, machine_id: &ask.machine_id };
@@ -136,10 +141,6 @@ fn tell_kernel(machine: &Arc<Machine>, ask: &Identify) -> Result<(), Failed> {
     if let Some(file) = machine.boot_id.as_ref() {
         // All are of one length: nothing of an earlier one is left.
         file.write_all_at(format!("{}\n", ask.boot_id).as_bytes(), 0).map_err(system("boot id"))?;
-    }
-    // A machine without a card has no address.
-    if let Err(e) = net::set_address(ask.mac) {
-        note(&format!("address of the card: {e}"));
     }
     Ok(())
 }

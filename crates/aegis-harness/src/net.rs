@@ -1,7 +1,7 @@
 //! The machine's only link: `eth0` towards the gateway of its worker (contracts/aegis.md 9).
 //!
-//! Every machine is alone on its link, so that all have the same IP addresses and a clone changes
-//! only that of its card. What it may reach is decided behind the gateway, never here.
+//! Every machine is alone on its link, so that all have the same addresses; one that is a copy of another
+//! changes only that of its card. What it may reach is decided behind the gateway, never here.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

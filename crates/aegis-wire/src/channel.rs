@@ -101,7 +101,7 @@ pub struct Identify {
     pub boot_id: String,
     /// Bytes that the writable disk must show; the harness waits for the resize to arrive.
     pub disk_bytes: u64,
-    /// Address of its card.
+    /// Address of its card, for a machine that is a copy of another one; else it keeps what all have.
     pub mac: [u8; 6],
 }
 
