@@ -7,6 +7,7 @@ if [ "$(id -u)" != 0 ] && command -v sudo >/dev/null; then
   export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
 fi
 if command -v cargo-nextest >/dev/null; then
-  exec cargo nextest run --workspace --locked "$@"
+  # Whatever fails: the rest is worth knowing too.
+  exec cargo nextest run --workspace --locked --no-fail-fast "$@"
 fi
-exec cargo test --workspace --locked "$@"
+exec cargo test --workspace --locked --no-fail-fast "$@"

@@ -200,7 +200,9 @@ fn floods_and_silence_on_the_channel_harm_nobody_else() {
     assert_eq!(std::fs::read_to_string(secret).unwrap(), SECRET);
     let beside = std::fs::read_dir(street.programs.path()).unwrap();
     assert_eq!(beside.count(), 5, "programs, a folder, and a file");
-    assert_eq!(began(house, &good)["state"], "running", "it did nothing wrong");
+    // It did nothing wrong, and nothing else since: on a slow host that is long enough to be paused.
+    let now = began(house, &good);
+    assert!(now["state"] == "running" || now["state"] == "paused", "{now}");
     street.delete(&good);
     street.assert_untouched();
 }
