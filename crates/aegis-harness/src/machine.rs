@@ -12,7 +12,7 @@ use std::time::Instant;
 use aegis_wire::bounds::STREAMS_MAX;
 use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_INTERNAL, RpcError};
 use aegis_wire::channel::workspace::Mount;
-use aegis_wire::channel::{Adopt, ExecStart, Identified, ProcessExit, Run};
+use aegis_wire::channel::{Adopt, ExecStart, Identified, Own, ProcessExit, Run};
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, watch};
@@ -169,23 +169,22 @@ impl Machine {
                 return Err(error);
             }
         };
-        if let Err(error) = self.mount_workspace(run.workspace, user.as_ref()).await {
-            self.lock().streams = Some(streams);
-            return Err(error);
-        }
+        // Before its first instruction: it may ask at once.
+        let given = match self.give(run.own, user.as_ref()).await {
+            Ok(given) => given,
+            Err(error) => {
+                self.lock().streams = Some(streams);
+                return Err(error);
+            }
+        };
         let mut all = environment();
-        all.extend(self.trust(run.ca_certificate).await);
+        all.extend(given);
         if let Some(user) = &user {
             all.insert("HOME".to_owned(), user.home.clone());
         }
         all.extend(run.env);
         let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
-        if let Some(key) = &run.authorized_key {
-            authorize(key);
-        }
         let wish = Wish { command: run.command, environment: all, directory, user };
-        // Before its first instruction: it may ask at once.
-        self.guest.hold(run.capability_token);
         let started = primary::start(self, &wish, streams).await;
         let mut life = self.lock();
         let pid = started.map_err(|(error, streams)| {
@@ -223,13 +222,8 @@ impl Machine {
         self.lock().step(Phase::Held, Phase::Held)?;
         let identified = identity::change(self, adopt.identity).await.map_err(|e| e.answer())?;
         let user = self.lock().primary.as_ref().and_then(|primary| primary.user.clone());
-        self.mount_workspace(adopt.workspace, user.as_ref()).await?;
-        let mut env = self.trust(adopt.ca_certificate).await;
+        let mut env = self.give(adopt.own, user.as_ref()).await?;
         env.extend(adopt.env);
-        if let Some(key) = &adopt.authorized_key {
-            authorize(key);
-        }
-        self.guest.hold(adopt.capability_token);
         {
             let mut life = self.lock();
             life.boot_id.clone_from(&identified.boot_id);
@@ -241,6 +235,22 @@ impl Machine {
         let released = self.starter.cage.as_ref().map_or(Ok(()), |cage| cage.release());
         released.map_err(|e| RpcError::new(CODE_INTERNAL, format!("it does not go on: {e}")))?;
         Ok(identified)
+    }
+
+    /// Takes what is this machine's alone, in the place of what was before; what of it is said to
+    /// processes.
+    async fn give(
+        &self,
+        own: Own,
+        user: Option<&User>,
+    ) -> Result<BTreeMap<String, String>, RpcError> {
+        self.mount_workspace(own.workspace, user).await?;
+        let said = self.trust(own.ca_certificate).await;
+        if let Some(key) = &own.authorized_key {
+            authorize(key);
+        }
+        self.guest.hold(own.capability_token);
+        Ok(said)
     }
 
     /// What was written reaches the disk.

@@ -13,7 +13,9 @@ use std::time::Duration;
 use aegis_wire::bounds::{
     STREAMS_MAX, WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX, WORKSPACE_READ_AHEAD,
 };
-use aegis_wire::channel::workspace::{HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume};
+use aegis_wire::channel::workspace::{
+    HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume, say,
+};
 use aegis_wire::pipe::mux::Stream;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -298,26 +300,8 @@ impl Mounted {
     }
 
     /// What was collected → host.
-    async fn say(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
-        loop {
-            let mut news = std::pin::pin!(self.news.notified());
-            // From here on none is missed.
-            news.as_mut().enable();
-            let mut said = false;
-            loop {
-                let next = self.lock().link.next_out();
-                let Some((head, message)) = next else { break };
-                said = true;
-                to.write_all(&head.bytes()).await?;
-                if let Some(message) = message {
-                    to.write_all(&message).await?;
-                }
-            }
-            if said {
-                to.flush().await?;
-            }
-            news.await;
-        }
+    async fn say(&self, to: impl AsyncWrite + Unpin) -> io::Result<()> {
+        say(&self.news, || self.lock().link.next_out(), to).await
     }
 
     /// Kernel → what is said, until the mount is gone.

@@ -115,18 +115,10 @@ pub struct Adopt {
     /// Environment of commands that start from now on, over that of the primary process.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// As in [`Run`]: the one that was held before is forgotten.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capability_token: Option<String>,
-    /// As in [`Run`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub authorized_key: Option<String>,
-    /// As in [`Run`]; absent, the one of before is trusted no more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_certificate: Option<String>,
-    /// As in [`Run`]; what was open in the one of before is lost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workspace: Option<workspace::Mount>,
+    /// In the place of what the other one had: its token is forgotten, its authority trusted no more,
+    /// and what was open in its workspace is lost.
+    #[serde(flatten)]
+    pub own: Own,
 }
 
 /// Answer to `identify` and to `adopt`.
@@ -163,6 +155,14 @@ pub struct Run {
     /// Ports that the outside may reach.
     #[serde(default)]
     pub expose_ports: Vec<u16>,
+    /// What is this machine's alone.
+    #[serde(flatten)]
+    pub own: Own,
+}
+
+/// What a machine is given that no other one has.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Own {
     /// The capability token (contracts/aegis.md 3): held in the harness's memory, never passed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability_token: Option<String>,

@@ -187,7 +187,7 @@ pub struct Egress {
     #[serde(default)]
     pub via_door: Vec<String>,
     /// Their TLS does too, as far as the machine was given its authority for them
-    /// ([`Run::ca_certificate`]) when it was launched.
+    /// ([`crate::channel::Own::ca_certificate`]) when it was launched.
     #[serde(default)]
     pub via_door_tls: bool,
     /// Who is asked for names.

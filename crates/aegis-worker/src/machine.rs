@@ -19,8 +19,8 @@ use aegis_wire::bounds::{IDENTIFY_DEADLINE, RPC_DEADLINE, WARM_DEADLINE};
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::channel::workspace::Mount;
 use aegis_wire::channel::{
-    Adopt, AwaitPort, Identified as IdentifiedAnswer, Identify, Started, StreamHead, Warm, guest,
-    method,
+    Adopt, AwaitPort, Identified as IdentifiedAnswer, Identify, Own, Started, StreamHead, Warm,
+    guest, method,
 };
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{From, Golden, Launch, MachineState, STAGE_PORT, Spare, run_dir};
@@ -354,7 +354,7 @@ impl Identified {
         let workspace = lent(&launch, &books, &books.record().disk)?;
         let workspace_mount = mount(&launch);
         let mut run = launch.run;
-        run.workspace = workspace_mount;
+        run.own.workspace = workspace_mount;
         run.env.insert(guest::ID_ENV.to_owned(), launch.instance_id.to_string());
         let work = async {
             let session = relay.session().await?;
@@ -400,10 +400,7 @@ impl Booted {
             let adopt = Adopt {
                 identity: identity(&launch, disk.bytes)?,
                 env,
-                capability_token: launch.run.capability_token.clone(),
-                authorized_key: launch.run.authorized_key.clone(),
-                ca_certificate: launch.run.ca_certificate.clone(),
-                workspace: mount(&launch),
+                own: Own { workspace: mount(&launch), ..launch.run.own.clone() },
             };
             let adopted = session.peer.call(method::ADOPT, &adopt, IDENTIFY_DEADLINE).await?;
             let boot_id = own_boot_id(adopted, &launch)?;

@@ -11,6 +11,7 @@
 //! ```
 //! Shapes: `aegis_wire::worker`. Start reading at `serve.rs`, then `machine.rs`.
 
+mod birth;
 mod broker;
 mod cgroup;
 mod child;

@@ -4,19 +4,14 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use aegis_wire::bounds::{
-    RPC_DEADLINE, WORKER_GENERATION, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX,
-};
+use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX};
 use aegis_wire::channel::guest::RenewToken;
 use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
-use aegis_wire::channel::{StreamHead, method};
+use aegis_wire::channel::{ExecStart, StreamHead, method};
 use aegis_wire::pipe::peer::CallError;
-use aegis_wire::worker::{
-    Disk, EndReason, Ended, Event, Launch, MachineState, Reply, Request, Sample, Spare, commit,
-    run_dir,
-};
+use aegis_wire::worker::{Event, Launch, MachineState, Reply, Request, Sample};
 use anyhow::Context as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, BufReader, ReadHalf, WriteHalf};
@@ -24,22 +19,18 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::cgroup::Host;
+use crate::birth::{self, Birth};
 use crate::exec::{self, Asker};
-use crate::life::{Books, DEATH_DEADLINE, Live, Shared, conflict};
-use crate::machine::{self, Ground};
+use crate::life::{Live, Shared, conflict};
 use crate::net::Net;
 use crate::relay::{Session, USER_STREAMS_MAX};
-use crate::run_dir::{ProcessName, Record, RunDir};
-use crate::running::{End, Running};
-use crate::{broker, disk, lines, logs, port, snapshot, terminal};
+use crate::run_dir::RunDir;
+use crate::{broker, lines, port, terminal};
 
 /// Connections at a time; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 512;
 /// How long the end waits for those who listen to hear it.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Longest reason of an end, bytes.
-const MESSAGE_MAX: usize = 2048;
 
 type Stream = BufReader<UnixStream>;
 
@@ -54,148 +45,22 @@ pub async fn run(directory: &Path) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(Arc::clone(&net)));
     let (birth_in, mut births) = mpsc::channel::<Birth>(1);
     let serving = tokio::spawn(accept(listener, Arc::clone(&shared), birth_in));
-    let birth = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, births.recv())
+    let begun = tokio::time::timeout(WORKER_LAUNCH_DEADLINE, births.recv())
         .await
         .ok()
         .flatten()
         .context("nobody said launch")?;
     // Later launches are refused: nobody receives them.
     drop(births);
-    let books = open_books(&birth, run_dir, net);
+    let books = birth::open_books(&begun, run_dir, net);
     let end = match &books {
-        Ok(books) => live(birth, &shared, Arc::clone(books)).await,
-        Err(error) => boot_failed(format!("{error:#}")),
+        Ok(books) => birth::live(begun, &shared, Arc::clone(books)).await,
+        Err(error) => birth::boot_failed(format!("{error:#}")),
     };
-    bury(end, &shared, books.ok()).await;
+    birth::bury(end, &shared, books.ok()).await;
     // Who listens shall hear it.
     farewell(&mut serving.await?).await;
     Ok(())
-}
-
-/// How a machine begins.
-enum Birth {
-    /// Somebody's.
-    Launch(Box<Launch>),
-    /// Nobody's, until its launch comes.
-    Spare(Box<Spare>, oneshot::Receiver<Box<Launch>>),
-}
-
-fn open_books(birth: &Birth, run_dir: RunDir, net: Arc<Net>) -> anyhow::Result<Arc<Books>> {
-    let (generation, cgroup, golden, disk) = match birth {
-        Birth::Launch(l) => (l.generation, &l.cgroup, &l.golden, l.disk.path.clone()),
-        Birth::Spare(s, _) => {
-            (s.generation, &s.cgroup, &s.golden, run_dir.path().join(run_dir::SPARE_DISK))
-        }
-    };
-    anyhow::ensure!(
-        generation == WORKER_GENERATION,
-        "aegisd speaks generation {generation} of the worker protocol, this worker {WORKER_GENERATION}",
-    );
-    let record = Record {
-        worker: ProcessName::of(rustix::process::getpid().as_raw_nonzero().get()),
-        group: Host::detect().places(cgroup)?,
-        qemu: None,
-        disk,
-        memory_bytes: golden.memory.bytes(),
-        clock: None,
-        cpu_before_ns: 0,
-    };
-    Ok(Arc::new(Books::open(run_dir, record, net)?))
-}
-
-/// Boots what is launched, and identifies and runs it.
-async fn bear(launch: Launch, shared: Arc<Shared>, books: Arc<Books>) -> anyhow::Result<Running> {
-    let ground = Ground::of(&launch);
-    shared.net.set(&launch.egress);
-    let under = launch.from.as_ref().map(|from| from.dir.join(commit::DISK));
-    let disk = disk::open(&launch.disk, under.as_deref(), ground.uid)?;
-    let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
-    // From memory a machine goes on once; what its disk was after that is in no commit.
-    if booted.goes_on() {
-        booted.adopt(launch).await
-    } else {
-        booted.identify(launch).await?.run().await
-    }
-}
-
-/// Boots a spare, waits for its launch, and goes on with it.
-async fn bear_spare(
-    spare: Spare,
-    launch: oneshot::Receiver<Box<Launch>>,
-    shared: Arc<Shared>,
-    books: Arc<Books>,
-) -> anyhow::Result<Running> {
-    let ground = Ground::of_spare(&spare);
-    let disk = Disk { path: books.record().disk, bytes: spare.disk_bytes };
-    let disk = disk::open(&disk, None, ground.uid)?;
-    let booted = machine::prepare(ground, disk, shared, books).await?.boot().await?;
-    let mut booted = booted.warm().await?;
-    let launch = booted.wait_for(launch).await?;
-    let same = launch.golden == spare.golden && launch.disk.bytes == spare.disk_bytes;
-    anyhow::ensure!(same, "a spare of another kind was launched");
-    booted.claim(&launch).await?;
-    booted.identify(launch).await?.run().await
-}
-
-/// The machine's whole life.
-async fn live(birth: Birth, shared: &Arc<Shared>, books: Arc<Books>) -> End {
-    let mut stop = shared.stop.subscribe();
-    let birth = async {
-        let shared = Arc::clone(shared);
-        match birth {
-            Birth::Launch(launch) => bear(*launch, shared, books).await,
-            Birth::Spare(spare, launch) => bear_spare(*spare, launch, shared, books).await,
-        }
-    };
-    let born: Option<anyhow::Result<Running>> = tokio::select! {
-        biased;
-        _ = stop.wait_for(Option::is_some) => None,
-        born = birth => Some(born),
-    };
-    match born {
-        None => End {
-            reason: EndReason::Stopped,
-            exit: None,
-            message: "the host stopped it before it ran".to_owned(),
-        },
-        Some(Ok(running)) => running.until_end().await,
-        Some(Err(error)) => {
-            boot_failed(format!("{:#}", snapshot::with_last_words(error, &shared.last_words())))
-        }
-    }
-}
-
-fn boot_failed(message: String) -> End {
-    End { reason: EndReason::BootFailed, exit: None, message }
-}
-
-/// Destroys what is left, writes down how it ended, and tells.
-async fn bury(end: End, shared: &Shared, books: Option<Arc<Books>>) {
-    let End { reason, exit, mut message } = end;
-    shared.net.cut();
-    let mut usage = books.as_ref().map(|b| b.sample()).unwrap_or_default();
-    let words = shared.kill().await;
-    if reason == EndReason::Crashed && !words.is_empty() {
-        message = format!("{message}; QEMU said: {words}");
-    }
-    if let Some(books) = &books {
-        // All of its CPU time is counted only now.
-        usage = books.sample();
-    }
-    message.truncate(message.floor_char_boundary(MESSAGE_MAX));
-    tracing::info!(?reason, message, "the machine ended");
-    let ended = Ended { reason, exit, message, at: logs::now(), usage };
-    if let Some(books) = &books {
-        if let Err(error) = books.close(&ended) {
-            tracing::error!(error = format!("{error:#}"), "the end is not written down");
-        }
-        let group = books.record().group;
-        group.kill(Instant::now() + DEATH_DEADLINE);
-        group.remove(Instant::now() + DEATH_DEADLINE);
-    }
-    shared.live.send_replace(None);
-    shared.usage.send_replace(usage);
-    shared.state.send_replace(MachineState::Ended(ended));
 }
 
 /// Accepts connections until the machine has ended, and gives those that are still served.
@@ -449,62 +314,57 @@ async fn tell(
     }
 }
 
-async fn serve_exec(
+/// Does something over the machine's channel, for whoever asked on this stream, while there is a place
+/// for it.
+async fn on_session(
     live: &Live,
     mut stream: Stream,
-    exec_id: String,
-    start: aegis_wire::channel::ExecStart,
+    work: impl AsyncFnOnce(&Session, &mut Stream) -> io::Result<()>,
 ) -> io::Result<()> {
     let (_place, session) = match place(live).await {
         Ok(found) => found,
         Err(error) => return refuse(&mut stream, error).await,
     };
-    match exec::run(&session, &live.log, Asker::new(&mut stream), exec_id, start).await {
+    match work(&session, &mut stream).await {
         Ok(()) => Ok(()),
         Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
     }
 }
 
-async fn serve_frames(live: &Live, mut stream: Stream, head: StreamHead) -> io::Result<()> {
-    let (_place, session) = match place(live).await {
-        Ok(found) => found,
-        Err(error) => return refuse(&mut stream, error).await,
-    };
-    match terminal::run(&session, &mut stream, head).await {
-        Ok(()) => Ok(()),
-        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
-    }
+async fn serve_exec(
+    live: &Live,
+    stream: Stream,
+    exec_id: String,
+    start: ExecStart,
+) -> io::Result<()> {
+    on_session(live, stream, async |session, stream| {
+        exec::run(session, &live.log, Asker::new(stream), exec_id, start).await
+    })
+    .await
 }
 
-async fn serve_port(live: &Live, mut stream: Stream, port: u16) -> io::Result<()> {
-    let (_place, session) = match place(live).await {
-        Ok(found) => found,
-        Err(error) => return refuse(&mut stream, error).await,
-    };
-    match port::run(&session, &mut stream, port).await {
-        Ok(()) => Ok(()),
-        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
-    }
+async fn serve_frames(live: &Live, stream: Stream, head: StreamHead) -> io::Result<()> {
+    on_session(live, stream, async |session, stream| terminal::run(session, stream, head).await)
+        .await
+}
+
+async fn serve_port(live: &Live, stream: Stream, port: u16) -> io::Result<()> {
+    on_session(live, stream, async |session, stream| port::run(session, stream, port).await).await
 }
 
 async fn serve_guest_stream(
     live: &Live,
-    mut stream: Stream,
+    stream: Stream,
     ticket: String,
     shared: &Shared,
 ) -> io::Result<()> {
-    let (_place, session) = match place(live).await {
-        Ok(found) => found,
-        Err(error) => return refuse(&mut stream, error).await,
-    };
-    let poured = tokio::select! {
-        poured = broker::pour(&session, &mut stream, ticket) => poured,
-        () = ended(shared) => return Ok(()),
-    };
-    match poured {
-        Ok(()) => Ok(()),
-        Err(error) => refuse(&mut stream, RpcError::new(CODE_INTERNAL, error.to_string())).await,
-    }
+    on_session(live, stream, async |session, stream| {
+        tokio::select! {
+            poured = broker::pour(session, stream, ticket) => poured,
+            () = ended(shared) => Ok(()),
+        }
+    })
+    .await
 }
 
 async fn renew_token(live: &Live, token: String) -> Result<(), RpcError> {

@@ -87,12 +87,9 @@ impl Bed {
     /// main thread.
     pub fn wake(&self, from: &Path, cgroups: Vec<OwnedFd>) -> anyhow::Result<Vmm> {
         let saved = File::open(from).with_context(|| format!("can't open {}", from.display()))?;
-        let parts = Parts {
-            disk: self.disk.try_clone()?,
-            under: self.under.as_ref().map(OwnedFd::try_clone).transpose()?,
-            ..self
-                .parts(snapshot::memory_file("golden", self.shape.memory.bytes())?, saved.into())?
-        };
+        let memory = snapshot::memory_file("golden", self.shape.memory.bytes())?;
+        let under = self.under.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let parts = self.parts(memory, saved.into(), self.disk.try_clone()?, under)?;
         let cage = Cage { cgroups, uid: self.uid, file_size_max: self.file_size_max };
         qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
     }
@@ -106,18 +103,24 @@ impl Bed {
         disk: OwnedFd,
         cgroups: Vec<OwnedFd>,
     ) -> anyhow::Result<Vmm> {
-        let parts = Parts { disk, ..self.parts(memory, state)? };
+        let parts = self.parts(memory, state, disk, None)?;
         let cage = Cage { cgroups, uid: self.uid, file_size_max: Some(self.disk_bytes) };
         qemu::start(&self.program, self.shape, Birth::Wake, parts, cage)
     }
 
-    /// Parts without a disk.
-    fn parts(&self, memory: OwnedFd, state: OwnedFd) -> anyhow::Result<Parts> {
+    /// All parts of a process that takes over what was saved.
+    fn parts(
+        &self,
+        memory: OwnedFd,
+        state: OwnedFd,
+        disk: OwnedFd,
+        under: Option<OwnedFd>,
+    ) -> io::Result<Parts> {
         Ok(Parts {
             memory,
             base: self.base.try_clone()?,
-            disk: snapshot::placeholder_disk()?,
-            under: None,
+            disk,
+            under,
             kernel: self.kernel.try_clone()?,
             initrd: None,
             state: Some(state),

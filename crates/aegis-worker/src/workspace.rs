@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
 use aegis_wire::channel::StreamHead;
-use aegis_wire::channel::workspace::{HEAD_LEN, HELLO_LEN, Head, Link, Resume};
+use aegis_wire::channel::workspace::{HEAD_LEN, HELLO_LEN, Head, Link, Resume, say};
 use aegis_wire::pipe::mux::Stream;
 use aegis_wire::words::DiskBytes;
 use aegis_wire::worker::{Lend, workspace_book};
@@ -222,25 +222,7 @@ impl Server {
     }
 
     /// Server → machine.
-    async fn say(&self, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
-        loop {
-            let mut news = std::pin::pin!(self.news.notified());
-            // From here on none is missed.
-            news.as_mut().enable();
-            let mut said = false;
-            loop {
-                let next = lock(&self.link).next_out();
-                let Some((head, message)) = next else { break };
-                said = true;
-                to.write_all(&head.bytes()).await?;
-                if let Some(message) = message {
-                    to.write_all(&message).await?;
-                }
-            }
-            if said {
-                to.flush().await?;
-            }
-            news.await;
-        }
+    async fn say(&self, to: impl AsyncWrite + Unpin) -> io::Result<()> {
+        say(&self.news, || lock(&self.link).next_out(), to).await
     }
 }

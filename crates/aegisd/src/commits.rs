@@ -10,7 +10,7 @@
 //! as nobody needs it again. One memory at a time is being saved: it takes several times its size of
 //! the host's for a moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -69,6 +69,8 @@ pub struct Commits {
     dir: PathBuf,
     held: Arc<Mutex<BTreeMap<CommitId, usize>>>,
     turn: Arc<Semaphore>,
+    // Whose records say that they stay: they need not be read again to be left alone.
+    lasting: Arc<Mutex<BTreeSet<CommitId>>>,
 }
 
 /// Keeps the sweep from a commit, as long as this lives.
@@ -79,7 +81,7 @@ pub struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut held = self.commits.lock();
+        let mut held = lock(&self.commits.held);
         if let Some(count) = held.get_mut(&self.id) {
             *count -= 1;
             if *count == 0 {
@@ -93,7 +95,8 @@ impl Commits {
     /// Those of this home.
     pub fn of(home: &Path) -> Commits {
         let turn = Arc::new(Semaphore::new(1));
-        Commits { dir: home.join("commits"), held: Arc::default(), turn }
+        let dir = home.join("commits");
+        Commits { dir, held: Arc::default(), turn, lasting: Arc::default() }
     }
 
     /// Waits until no other memory is being saved.
@@ -104,7 +107,7 @@ impl Commits {
 
     /// Whether somebody holds a commit.
     pub fn is_held(&self, id: &CommitId) -> bool {
-        self.lock().contains_key(id)
+        lock(&self.held).contains_key(id)
     }
 
     /// Where a commit is.
@@ -114,7 +117,7 @@ impl Commits {
 
     /// Holds a commit that is there, or is being made.
     pub fn hold(&self, id: &CommitId) -> Held {
-        *self.lock().entry(id.clone()).or_default() += 1;
+        *lock(&self.held).entry(id.clone()).or_default() += 1;
         Held { commits: self.clone(), id: id.clone() }
     }
 
@@ -171,6 +174,7 @@ impl Commits {
 
     /// From now on it is none. What is left of it [`Commits::clear`] removes, else the sweep.
     pub fn remove(&self, id: &CommitId) -> io::Result<()> {
+        lock(&self.lasting).remove(id);
         fs::remove_file(self.place(id).join(RECORD))
     }
 
@@ -191,7 +195,7 @@ impl Commits {
     ) -> Result<(), E> {
         let mut loose = self.ids();
         {
-            let held = self.lock();
+            let held = lock(&self.held);
             loose.retain(|id| !held.contains_key(id));
         }
         loose.retain(|id| self.is_loose(id));
@@ -220,10 +224,18 @@ impl Commits {
 
     /// Whether nobody asked that it stays. What can't be read stays: it may be somebody's.
     fn is_loose(&self, id: &CommitId) -> bool {
+        if lock(&self.lasting).contains(id) {
+            return false;
+        }
         match fs::symlink_metadata(self.place(id).join(RECORD)) {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
             Ok(_) => match self.get(id) {
-                Some(kept) => kept.commit.temporary,
+                Some(kept) => {
+                    if !kept.commit.temporary {
+                        lock(&self.lasting).insert(id.clone());
+                    }
+                    kept.commit.temporary
+                }
                 None => {
                     tracing::warn!(commit = %id, "its record can't be read; it stays");
                     false
@@ -236,10 +248,10 @@ impl Commits {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|e| e.file_name().into_string().ok()?.parse().ok()).collect()
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<CommitId, usize>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Record {

@@ -60,6 +60,11 @@ impl Ctx {
     pub fn instance_dir(&self, id: &InstanceId) -> PathBuf {
         self.config.home.join("instances").join(id.as_str())
     }
+
+    /// An instance's own disk: there from its first start until it is gone.
+    pub fn disk(&self, id: &InstanceId) -> PathBuf {
+        self.instance_dir(id).join("disk.img")
+    }
 }
 
 /// A size of machine, as far as a snapshot goes.

@@ -100,6 +100,36 @@ impl Head {
 /// What goes out: a message with its head, or a word alone.
 pub type Out = (Head, Option<Arc<[u8]>>);
 
+/// Sends what goes out of a side's account, and what is `news` later, until the stream breaks.
+///
+/// # Errors
+/// The stream's.
+#[cfg(feature = "pipe")]
+pub async fn say(
+    news: &tokio::sync::Notify,
+    next_out: impl Fn() -> Option<Out>,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+) -> std::io::Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    loop {
+        let mut more = std::pin::pin!(news.notified());
+        // From here on none is missed.
+        more.as_mut().enable();
+        let mut said = false;
+        while let Some((head, message)) = next_out() {
+            said = true;
+            to.write_all(&head.bytes()).await?;
+            if let Some(message) = message {
+                to.write_all(&message).await?;
+            }
+        }
+        if said {
+            to.flush().await?;
+        }
+        more.await;
+    }
+}
+
 /// One side's account of what was said and heard. It outlives streams.
 #[derive(Default)]
 pub struct Link {

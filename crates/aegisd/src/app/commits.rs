@@ -7,7 +7,6 @@ use aegis_rules::capability::Capabilities;
 use aegis_rules::capacity::{self, Need};
 use aegis_rules::change::Change;
 use aegis_rules::commit::{self, Commit, Wish};
-use aegis_rules::envelope::EnvelopeAsk;
 use aegis_rules::given::{Given, Secrets};
 use aegis_rules::instance::{Instance, Spec};
 use aegis_rules::invite::{Invite, InviteStatus};
@@ -15,7 +14,7 @@ use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::bounds::COMMIT_DEADLINE;
 use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::{CommitShape, Create, Fork};
-use aegis_wire::words::{CommitId, Handle, ImageRef, InstanceId, Time};
+use aegis_wire::words::{CommitId, Handle, ImageRef, InstanceId, Time, Tree};
 
 use super::exec::{HOST_WAIT, once_running};
 use super::{App, Error, Host, instance_not_found, instances};
@@ -186,9 +185,11 @@ pub(super) fn meant(ctx: &Ctx, create: &Create) -> Result<Option<(Kept, Held)>, 
     let image = create.image.as_ref().unwrap_or(&ctx.config.default_image);
     let by_image = || image.commit().map(String::from);
     let Some(name) = create.commit.clone().or_else(by_image) else { return Ok(None) };
-    let kept = ctx.commits.find(&name).ok_or_else(not_found)?;
-    lasting(&kept)?;
-    let held = ctx.commits.hold(&kept.commit.id);
+    let named = ctx.commits.find(&name).ok_or_else(not_found)?;
+    lasting(&named)?;
+    // Who removes it looks for this; so whether it is there still is looked at once more behind it.
+    let held = ctx.commits.hold(&named.commit.id);
+    let kept = ctx.commits.get(&named.commit.id).ok_or_else(not_found)?;
     Ok(Some((kept, held)))
 }
 
@@ -267,13 +268,14 @@ pub async fn fork(host: Host, app: &App, name: &str, fork: Fork) -> Result<Forke
         admit(&config, facts, &spec, &fork.handles)?;
         let mut made = Vec::new();
         for (id, handle) in ids.into_iter().zip(fork.handles) {
-            let spec = Spec { handle, ..spec.clone() };
-            let all = EnvelopeAsk::default();
-            let new = instances::of_host(&config, id, spec, Capabilities::default(), &all, now)?;
-            let (envelope, ends_at) = (source.envelope, source.ends_at);
-            let new = new.with_rights(Capabilities::default(), envelope, ends_at);
+            let (tree, spec) = (Tree::Instance(id.clone()), Spec { handle, ..spec.clone() });
             let lent = source.lent.as_ref().map(|_| BTreeMap::new());
-            made.push(new.with_egress(source.egress.clone()).lent_as(lent));
+            made.push(
+                Instance::new(id, tree, None, None, spec, now)
+                    .with_rights(Capabilities::default(), source.envelope, source.ends_at)
+                    .with_egress(source.egress.clone())
+                    .lent_as(lent),
+            );
         }
         let created = made.iter().map(|i| Change::InstanceCreated(Box::new(i.clone()))).collect();
         Ok((created, made))

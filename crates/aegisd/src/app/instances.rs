@@ -169,7 +169,7 @@ async fn make(
 }
 
 /// The record of a new instance of the host's own.
-pub(super) fn of_host(
+fn of_host(
     config: &Config,
     id: InstanceId,
     spec: Spec,

@@ -53,7 +53,7 @@ fn forget_logs(ctx: &Ctx) -> anyhow::Result<()> {
     for entry in entries {
         let name = entry?.file_name();
         let Some(id) = name.to_str().and_then(|n| n.parse::<InstanceId>().ok()) else { continue };
-        let has_disk = ctx.instance_dir(&id).join("disk.img").exists();
+        let has_disk = ctx.disk(&id).exists();
         if !has_disk && ctx.ledger.read(|f| f.instance(&id))?.is_none() {
             steps::forget(ctx, &id);
         }

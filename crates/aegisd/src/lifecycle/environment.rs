@@ -18,18 +18,29 @@ const LLM_URL: &str = "http://llm.aegis";
 /// What stands in the place of a vendor's key: SDKs start, and the door drops it.
 const DUMMY_KEY: &str = "aegis";
 
+/// What a machine is given in its environment.
+pub(super) struct Environment {
+    /// Of its primary process.
+    pub(super) vars: BTreeMap<String, String>,
+    /// A secret whose value is among them, if there is one.
+    pub(super) injected: Option<SecretName>,
+}
+
 /// What the primary process gets. What is in the instance's own environment stays; its image's lies
 /// below all.
 pub(super) fn environment(
     ctx: &Ctx,
     instance: &Instance,
     image: &RunConfig,
-) -> Result<BTreeMap<String, String>, WorkerError> {
+) -> Result<Environment, WorkerError> {
     let mut env = instance.spec.env.clone();
-    let mut bytes = 0;
+    let (mut bytes, mut injected) = (0, None);
     for name in names(ctx, &instance.spec.given.secrets)? {
-        let value = value(ctx, instance, &name)?;
+        let (value, is_secret) = value(ctx, instance, &name)?;
         bytes += serde_json::to_string(&value).map_or(value.len(), |json| json.len());
+        if is_secret {
+            injected = Some(name.clone());
+        }
         env.entry(name.into()).or_insert(value);
     }
     if bytes > SECRETS_INJECTED_MAX {
@@ -43,7 +54,7 @@ pub(super) fn environment(
     for (name, value) in &image.env {
         env.entry(name.clone()).or_insert_with(|| value.clone());
     }
-    Ok(env)
+    Ok(Environment { vars: env, injected })
 }
 
 /// Names, in an instance's directory, a secret whose value is in its machine.
@@ -51,15 +62,12 @@ const INJECTED: &str = "injected";
 
 /// Writes down whether the machine that is about to start gets the value of a secret: what is kept of
 /// its memory would hold it, whatever is said of the secret later.
-pub(super) fn note_injected(ctx: &Ctx, instance: &Instance) -> Result<(), WorkerError> {
-    let mut injected = None;
-    for name in names(ctx, &instance.spec.given.secrets)? {
-        let secret = ctx.secret(&name).map_err(|e| failed(e.to_string()))?;
-        if !ctx.is_vendors_key(&name) && secret.is_some_and(|s| s.hosts.is_none()) {
-            injected = Some(name);
-        }
-    }
-    let path = ctx.instance_dir(&instance.id).join(INJECTED);
+pub(super) fn note_injected(
+    ctx: &Ctx,
+    id: &InstanceId,
+    injected: Option<&SecretName>,
+) -> Result<(), WorkerError> {
+    let path = ctx.instance_dir(id).join(INJECTED);
     let noted = match injected {
         Some(name) => std::fs::write(path, name.as_str()),
         None => match std::fs::remove_file(path) {
@@ -96,17 +104,18 @@ fn names(ctx: &Ctx, secrets: &Secrets) -> Result<Vec<SecretName>, WorkerError> {
     }
 }
 
-/// What a machine gets of a secret: the secret, its placeholder, or nothing of a vendor's key.
-fn value(ctx: &Ctx, instance: &Instance, name: &SecretName) -> Result<String, WorkerError> {
+/// What a machine gets of a secret: the secret, its placeholder, or nothing of a vendor's key; and
+/// whether it is the secret itself.
+fn value(ctx: &Ctx, instance: &Instance, name: &SecretName) -> Result<(String, bool), WorkerError> {
     if ctx.is_vendors_key(name) {
         // The door adds it on the host: so a kit that asks for it works, and is metered.
-        return Ok(DUMMY_KEY.to_owned());
+        return Ok((DUMMY_KEY.to_owned(), false));
     }
     let secret = ctx.secret(name).map_err(|e| failed(e.to_string()))?;
     let secret = secret.ok_or_else(|| failed(format!("this host keeps no secret {name}")))?;
     Ok(match secret.hosts {
-        Some(_) => ctx.keys.vault.placeholder(&instance.id, name),
-        None => secret.value.to_string(),
+        Some(_) => (ctx.keys.vault.placeholder(&instance.id, name), false),
+        None => (secret.value.to_string(), true),
     })
 }
 

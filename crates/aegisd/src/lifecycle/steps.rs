@@ -10,7 +10,7 @@ use aegis_wire::bounds::{
     CA_HOSTS_MAX, COMMIT_DEADLINE, GUEST_STOP_GRACE, HOST_STOP_DEADLINE, KILL_FREEZE_DEADLINE,
     KILL_VERIFY_DEADLINE, RPC_DEADLINE, WORKER_GENERATION,
 };
-use aegis_wire::channel::Run;
+use aegis_wire::channel::{Own, Run};
 use aegis_wire::egress::HostName;
 use aegis_wire::words::{CpuMillis, DurationMs, EgressBytes, InstanceId, MemoryMb, Usage};
 use aegis_wire::worker::{
@@ -64,15 +64,16 @@ pub(super) async fn launch(
     std::fs::create_dir_all(&log_dir).map_err(program)?;
     let machines = &ctx.config.machines;
     let egress = egress(ctx, instance).map_err(|e| WorkerError::Program(e.to_string()))?;
-    // Before a machine has any of it.
-    note_injected(ctx, instance)?;
     let image = image::pinned(ctx, instance)?;
+    let environment = environment(ctx, instance, &image.run)?;
+    // Before a machine has any of it.
+    note_injected(ctx, &instance.id, environment.injected.as_ref())?;
     let launch = Launch {
         generation: WORKER_GENERATION,
         instance_id: instance.id.clone(),
         golden: golden(ctx, spec, &image),
         cpu: spec.cpu,
-        disk: Disk { path: dir.join("disk.img"), bytes: spec.disk },
+        disk: Disk { path: ctx.disk(&instance.id), bytes: spec.disk },
         from: spec
             .origin
             .as_ref()
@@ -83,15 +84,17 @@ pub(super) async fn launch(
         boot_id: keys::uuid().map_err(program)?,
         run: Run {
             command: spec.command.clone(),
-            env: environment(ctx, instance, &image.run)?,
+            env: environment.vars,
             cwd: spec.cwd.clone().or_else(|| image.cwd()),
             user: image.run.user.clone(),
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
-            capability_token: Some(token),
-            authorized_key: spec.authorized_key.clone(),
-            ca_certificate: authority(ctx, instance, &egress)?,
-            // The worker says so, once it has the folder.
-            workspace: None,
+            own: Own {
+                capability_token: Some(token),
+                authorized_key: spec.authorized_key.clone(),
+                ca_certificate: authority(ctx, instance, &egress)?,
+                // The worker says so, once it has the folder.
+                workspace: None,
+            },
         },
         egress,
         await_port: spec.await_port.map(|p| p.get()),
@@ -338,7 +341,7 @@ async fn reap(ctx: &Ctx, id: &InstanceId, disk: bool) -> Result<Reaped, WorkerEr
     let ask = Reap {
         run_dir: ctx.run_dir(id),
         cgroup: cgroup(ctx, id.as_str()),
-        disk: disk.then(|| ctx.instance_dir(id).join("disk.img")),
+        disk: disk.then(|| ctx.disk(id)),
         deadline_ms,
     };
     worker::reap(ctx, &ask).await

@@ -1,6 +1,7 @@
 //! The sweeper: ends what the clock has ended, though nobody asks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aegis_rules::{guest, instance, invite};
@@ -22,9 +23,7 @@ pub async fn sweep(ctx: Shared, lifecycle: Lifecycle) {
     let mut commits = ctx.ledger.commits();
     loop {
         commits.mark_unchanged();
-        if let Err(error) = ctx.commits.sweep(|| ctx.ledger.read(|facts| used(&ctx, facts))) {
-            tracing::error!(%error, "commits were not swept");
-        }
+        sweep_commits(&ctx).await;
         let wait = match pass(&ctx, &lifecycle).await {
             Ok(Some(next)) => ctx.clock.until(next).min(LONGEST),
             Ok(None) => LONGEST,
@@ -86,12 +85,23 @@ async fn pass(ctx: &Shared, lifecycle: &Lifecycle) -> Result<Option<Time>, Write
     }
 }
 
+/// Removes what is left of commits: gigabytes, perhaps, so by a thread that may wait.
+async fn sweep_commits(ctx: &Shared) {
+    let ctx = Arc::clone(ctx);
+    let work = move || ctx.commits.sweep(|| ctx.ledger.read(|facts| used(&ctx, facts)));
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "commits were not swept"),
+        Err(error) => tracing::error!(%error, "commits were not swept"),
+    }
+}
+
 /// Commits that instances name, and whether one of them has not started yet: it has no disk.
 fn used(ctx: &Ctx, facts: &Facts<'_>) -> Result<BTreeMap<CommitId, bool>, ledger::Error> {
     let mut used = BTreeMap::new();
     for instance in facts.instances()? {
         let Some(origin) = instance.spec.origin else { continue };
-        let awaited = !ctx.instance_dir(&instance.id).join("disk.img").exists();
+        let awaited = !ctx.disk(&instance.id).exists();
         *used.entry(origin.commit).or_insert(false) |= awaited;
     }
     Ok(used)
