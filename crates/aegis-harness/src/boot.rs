@@ -25,8 +25,19 @@ const QUIET: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(Moun
 pub struct Booted {
     /// Where user processes live; `None` on a kernel without cgroup v2.
     pub cage: Option<Cage>,
-    /// To be written once: the boot id that processes see.
+    /// What a clone writes its identity to.
+    pub marks: Marks,
+}
+
+/// What a clone writes to the kernel when it becomes itself. Found in the golden machine, so that
+/// clones need not look for it.
+pub struct Marks {
+    /// The boot id that processes see, where it can be shown.
     pub boot_id: Option<fs::File>,
+    /// The kernel's randomness.
+    pub random: fs::File,
+    /// The machine's card, where it has one.
+    pub card: Option<net::Card>,
 }
 
 /// Mounts what a Linux system has, loads modules, sets limits. Everything that a clone needs and
@@ -53,13 +64,14 @@ pub fn boot() -> io::Result<Booted> {
         remark("addresses", fs::write("/proc/sys/kernel/randomize_va_space", "0"));
     }
     remark("loopback", sys::loopback_up());
-    remark("network", net::up());
+    let card = remark("network", net::Card::up());
     remark("priority", rustix::process::setpriority_process(None, NICE).map_err(Into::into));
     let files = Rlimit { current: Some(FILES.0), maximum: Some(FILES.1) };
     remark("files", rustix::process::setrlimit(Resource::Nofile, files).map_err(Into::into));
     let boot_id = remark("boot id", cover_boot_id());
     let cage = remark("cgroup", mount_cgroups().and_then(|()| Cage::make()));
-    Ok(Booted { cage, boot_id })
+    let random = sys::randomness()?;
+    Ok(Booted { cage, marks: Marks { boot_id, random, card } })
 }
 
 /// Mounts, on a directory that is made where it is missing.

@@ -2,10 +2,12 @@
 //! the harness room to answer. Against accidents, not against attackers: root inside can leave it,
 //! and then harms its own machine alone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -27,6 +29,8 @@ const THREADS_MAX: u64 = 16_384;
 pub struct Cage {
     directory: OwnedFd,
     path: PathBuf,
+    // Whose processes stand still: opened, so that a clone need not look for them.
+    held: Mutex<Vec<File>>,
 }
 
 impl Cage {
@@ -41,8 +45,8 @@ impl Cage {
         }
         let path = mount.join(NAME);
         fs::create_dir(&path)?;
-        let directory = fs::File::open(&path)?.into();
-        let cage = Cage { directory, path };
+        let directory = File::open(&path)?.into();
+        let cage = Cage { directory, path, held: Mutex::default() };
         let threads = fs::read_to_string("/proc/sys/kernel/threads-max")?;
         cage.set("pids.max", pids_max(threads.trim().parse().unwrap_or(0)));
         Ok(cage)
@@ -66,16 +70,21 @@ impl Cage {
     /// this one; returns when they do. Blocks.
     pub fn hold(&self) -> io::Result<()> {
         let deadline = Instant::now() + HOLD_DEADLINE;
-        let held = all()?.iter().try_for_each(|cgroup| freeze(cgroup, deadline));
+        let held = all()?.into_iter().try_for_each(|cgroup| {
+            let switch = File::options().write(true).open(cgroup.join("cgroup.freeze"))?;
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).push(switch.try_clone()?);
+            freeze(&cgroup, &switch, deadline)
+        });
         if held.is_err() {
             self.release()?;
         }
         held
     }
 
-    /// Lets them go on.
+    /// Lets them go on. Nobody inside could make a cgroup meanwhile.
     pub fn release(&self) -> io::Result<()> {
-        all()?.iter().try_for_each(|cgroup| fs::write(cgroup.join("cgroup.freeze"), "0"))
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.drain(..).try_for_each(|switch| switch.write_all_at(b"0", 0))
     }
 
     /// What a process is born into.
@@ -103,10 +112,10 @@ fn all() -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn freeze(cgroup: &Path, deadline: Instant) -> io::Result<()> {
+fn freeze(cgroup: &Path, switch: &File, deadline: Instant) -> io::Result<()> {
     // Opened before: what happens after is not missed.
-    let mut events = fs::File::open(cgroup.join("cgroup.events"))?;
-    fs::write(cgroup.join("cgroup.freeze"), "1")?;
+    let mut events = File::open(cgroup.join("cgroup.events"))?;
+    switch.write_all_at(b"1", 0)?;
     loop {
         let mut text = String::new();
         events.rewind()?;

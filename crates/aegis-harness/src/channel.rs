@@ -22,9 +22,14 @@ pub async fn serve(machine: Arc<Machine>, port: Port) -> io::Result<()> {
     while let Some(epoch) = next {
         let (app, ours) = tokio::io::duplex(SESSION_BUFFER);
         let (mux, streams) = mux::start(ours, false);
-        tokio::spawn(session(Arc::clone(&machine), mux, streams));
+        tokio::spawn(session(Arc::clone(&machine), mux.clone(), streams));
         next = match pipe.serve(epoch, app).await? {
             Ended::NewEpoch(epoch) => Some(epoch),
+            Ended::Bye => {
+                mux.closed().await;
+                pipe.acknowledge(epoch).await?;
+                pipe.accept().await?
+            }
             Ended::Closed => None,
         };
     }

@@ -1,6 +1,5 @@
 //! `identify`: what makes a clone itself. No user code runs before it is done.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
@@ -15,9 +14,9 @@ use rustix::time::{ClockId, Timespec};
 
 use crate::disks::Disks;
 use crate::machine::Machine;
+use crate::names::{Names, Opened};
 use crate::note::note;
-use crate::root::{self, Names};
-use crate::{disks, net, sys};
+use crate::{disks, root, sys};
 
 /// How long the host's new size of the disk may take to arrive.
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
@@ -107,20 +106,22 @@ pub async fn take(
 }
 
 /// Gives a machine that is a copy of another one clock, randomness and names of its own.
-pub async fn change(machine: &Arc<Machine>, ask: Identify) -> Result<Identified, Failed> {
-    let old = rustix::system::uname().nodename().to_string_lossy().into_owned();
+pub async fn change(
+    machine: &Arc<Machine>,
+    ask: Identify,
+    files: Opened,
+) -> Result<Identified, Failed> {
     tell_kernel(machine, &ask)?;
     // Its processes may know the other one's, and make names of it; for a machine that begins, whose
     // card is alone on its link, it would only take time.
-    if let Err(e) = net::set_address(ask.mac) {
+    if let Some(Err(e)) = machine.marks.card.as_ref().map(|card| card.set_address(ask.mac)) {
         note(&format!("address of the card: {e}"));
     }
     let identified = identified(&ask);
     let rename = move || {
-        let names = Names { hostname: &ask.hostname, machine_id: &ask.machine_id };
-        File::open("/").map(|root| root::rename(&root.into(), &old, &names))
+        files.change(&Names { hostname: &ask.hostname, machine_id: &ask.machine_id });
     };
-    machine.hands.run(rename).await.and_then(|done| done).map_err(system("names"))?;
+    machine.hands.run(rename).await.map_err(system("names"))?;
     Ok(identified)
 }
 
@@ -135,10 +136,10 @@ fn identified(ask: &Identify) -> Identified {
 fn tell_kernel(machine: &Arc<Machine>, ask: &Identify) -> Result<(), Failed> {
     let entropy = check(ask)?;
     set_clock(ask.unix_ns).map_err(system("clock"))?;
-    sys::reseed(&entropy).map_err(system("randomness"))?;
+    sys::reseed(&machine.marks.random, &entropy).map_err(system("randomness"))?;
     rustix::system::sethostname(ask.hostname.as_bytes())
         .map_err(|e| system("host name")(e.into()))?;
-    if let Some(file) = machine.boot_id.as_ref() {
+    if let Some(file) = machine.marks.boot_id.as_ref() {
         // All are of one length: nothing of an earlier one is left.
         file.write_all_at(format!("{}\n", ask.boot_id).as_bytes(), 0).map_err(system("boot id"))?;
     }

@@ -17,9 +17,12 @@ use aegis_wire::pipe::mux::Stream;
 use rustix::process::Pid;
 use tokio::sync::{mpsc, watch};
 
+use crate::boot::Marks;
+use crate::cage::Cage;
 use crate::disks::Disks;
 use crate::guest::Guest;
 use crate::hands::Hands;
+use crate::names::Opened;
 use crate::note::note;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
@@ -39,8 +42,8 @@ pub struct Machine {
     pub hands: Hands,
     /// Does what blocks on files of the user's, whose file systems may never answer.
     pub clerks: Hands,
-    /// Hides the kernel's boot id.
-    pub boot_id: Option<File>,
+    /// What it writes its identity to.
+    pub marks: Marks,
     /// Whether the primary process runs.
     pub primary_alive: watch::Sender<bool>,
     /// How it ended; set once all its output was sent.
@@ -76,6 +79,10 @@ struct Life {
     based: Option<Disks>,
     boot_id: String,
     own: Option<Arc<OwnedFd>>,
+    // A certificate may lie on its disk.
+    trusting: bool,
+    // Of a machine that is held.
+    names: Opened,
     primary: Option<Primary>,
     streams: Option<mpsc::Receiver<Stream>>,
 }
@@ -95,7 +102,7 @@ impl Machine {
         uevents: Uevents,
         hands: Hands,
         clerks: Hands,
-        boot_id: Option<File>,
+        marks: Marks,
     ) -> Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
         let life = Life {
@@ -103,6 +110,8 @@ impl Machine {
             based: None,
             boot_id: String::new(),
             own: None,
+            trusting: true,
+            names: Opened::default(),
             primary: None,
             streams: Some(streams),
         };
@@ -112,7 +121,7 @@ impl Machine {
             uevents,
             hands,
             clerks,
-            boot_id,
+            marks,
             primary_alive: watch::Sender::new(false),
             primary_exit: watch::Sender::new(None),
             guest: Arc::new(Guest::new()),
@@ -206,21 +215,34 @@ impl Machine {
         self.lock().step(Phase::Running, Phase::Held)?;
         // Nobody answers a copy: who waits for a file of the host would never stand still.
         self.workspace.give_up().await;
+        let hold = |cage: Arc<Cage>| {
+            move || {
+                cage.hold()?;
+                Ok(Opened::of(&rustix::system::uname().nodename().to_string_lossy()))
+            }
+        };
         let held = match self.starter.cage.clone() {
-            Some(cage) => self.hands.run(move || cage.hold()).await.and_then(|held| held),
+            Some(cage) => self.hands.run(hold(cage)).await.and_then(|held| held),
             None => Err(io::Error::other("there is no cgroup of its processes")),
         };
-        held.map_err(|e| {
+        let names = held.map_err(|e| {
             // Nobody else leads out of this phase but the end.
             let _ = self.lock().step(Phase::Held, Phase::Running);
             RpcError::new(CODE_INTERNAL, format!("its processes can't be held: {e}"))
-        })
+        })?;
+        self.lock().names = names;
+        Ok(())
     }
 
     /// Makes a copy that was held itself; its processes go on.
     pub async fn adopt(self: &Arc<Machine>, adopt: Adopt) -> Result<Identified, RpcError> {
-        self.lock().step(Phase::Held, Phase::Held)?;
-        let identified = identity::change(self, adopt.identity).await.map_err(|e| e.answer())?;
+        let names = {
+            let mut life = self.lock();
+            life.step(Phase::Held, Phase::Held)?;
+            std::mem::take(&mut life.names)
+        };
+        let identified = identity::change(self, adopt.identity, names).await;
+        let identified = identified.map_err(|e| e.answer())?;
         let user = self.lock().primary.as_ref().and_then(|primary| primary.user.clone());
         let mut env = self.give(adopt.own, user.as_ref()).await?;
         env.extend(adopt.env);
@@ -274,6 +296,10 @@ impl Machine {
 
     /// Makes this machine trust a certificate, or none any more; what of it is said to processes.
     async fn trust(&self, certificate: Option<String>) -> BTreeMap<String, String> {
+        let trusting = std::mem::replace(&mut self.lock().trusting, certificate.is_some());
+        if !trusting && certificate.is_none() {
+            return BTreeMap::new();
+        }
         let work =
             move || File::open("/").map(|root| trust::set(&root.into(), certificate.as_deref()));
         let done = self.hands.run(work).await.and_then(|set| set);

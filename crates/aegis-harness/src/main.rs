@@ -23,6 +23,7 @@ mod hands;
 mod identity;
 mod machine;
 mod modules;
+mod names;
 mod net;
 mod note;
 mod output;
@@ -82,7 +83,7 @@ fn run() -> io::Result<()> {
         let hands = hands::Hands::start("hands")?;
         let clerks = hands::Hands::several("clerk", CLERKS)?;
         let doors = guest::Doors::open()?;
-        let machine = Arc::new(Machine::new(starter, uevents, hands, clerks, booted.boot_id));
+        let machine = Arc::new(Machine::new(starter, uevents, hands, clerks, booted.marks));
         tokio::spawn(doors.serve(Arc::clone(&machine.guest)));
         let reaping = Arc::clone(&machine);
         tokio::select! {

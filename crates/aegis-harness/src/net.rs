@@ -11,6 +11,8 @@ use aegis_wire::link::{GATEWAY, GUEST, PREFIX};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::sys;
+
 /// The card's name: the kernel's own, there is nobody inside who gives others.
 const NAME: &str = "eth0";
 
@@ -36,29 +38,37 @@ mod kernel {
     pub const UNICAST: u8 = 1;
 }
 
-/// Gives the card its addresses and the way to the gateway.
-pub fn up() -> io::Result<()> {
-    let index = index()?;
-    // What the gateway would have to say about addresses is known.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{NAME}/accept_ra"), "0");
-    let socket = socket()?;
-    ask(&socket, kernel::NEW_LINK, 0, &link(index, kernel::UP))?;
-    let (guest4, guest6) = GUEST;
-    let (gateway4, gateway6) = GATEWAY;
-    for (own, gateway) in
-        [(IpAddr::V4(guest4), IpAddr::V4(gateway4)), (IpAddr::V6(guest6), IpAddr::V6(gateway6))]
-    {
-        ask(&socket, kernel::NEW_ADDRESS, kernel::CREATE_OR_REPLACE, &address(index, own))?;
-        ask(&socket, kernel::NEW_ROUTE, kernel::CREATE_OR_REPLACE, &route(index, gateway))?;
-    }
-    Ok(())
+/// The machine's card.
+pub struct Card {
+    // To the kernel.
+    socket: OwnedFd,
 }
 
-/// Gives the card an address of its own.
-pub fn set_address(mac: [u8; 6]) -> io::Result<()> {
-    let mut body = link(index()?, 0);
-    attribute(&mut body, kernel::ADDRESS, &mac);
-    ask(&socket()?, kernel::NEW_LINK, 0, &body)
+impl Card {
+    /// Gives the card its addresses and the way to the gateway.
+    pub fn up() -> io::Result<Card> {
+        let index = index()?;
+        // What the gateway would have to say about addresses is known, and nobody else has them.
+        for (name, value) in [("accept_ra", "0"), ("accept_dad", "0")] {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{NAME}/{name}"), value);
+        }
+        let socket = socket()?;
+        ask(&socket, kernel::NEW_LINK, 0, &link(index, kernel::UP))?;
+        let (guest4, guest6) = GUEST;
+        let (gateway4, gateway6) = GATEWAY;
+        for (own, gateway) in
+            [(IpAddr::V4(guest4), IpAddr::V4(gateway4)), (IpAddr::V6(guest6), IpAddr::V6(gateway6))]
+        {
+            ask(&socket, kernel::NEW_ADDRESS, kernel::CREATE_OR_REPLACE, &address(index, own))?;
+            ask(&socket, kernel::NEW_ROUTE, kernel::CREATE_OR_REPLACE, &route(index, gateway))?;
+        }
+        Ok(Card { socket })
+    }
+
+    /// Gives it an address of its own.
+    pub fn set_address(&self, mac: [u8; 6]) -> io::Result<()> {
+        sys::set_hardware_address(&self.socket, NAME, mac)
+    }
 }
 
 fn index() -> io::Result<u32> {

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -12,7 +12,8 @@ use rustix::mount::{
 };
 
 use crate::disks::Disks;
-use crate::{net, sys, trust};
+use crate::names::Names;
+use crate::sys;
 
 /// Where the read-only base is mounted before the root changes.
 pub const BASE: &str = "/base";
@@ -37,19 +38,11 @@ pub fn mount_base(disks: &Disks) -> io::Result<()> {
         .map_err(|e| named(e, "can't mount the base"))
 }
 
-/// The names that a machine bears.
-pub struct Names<'a> {
-    /// Its host name.
-    pub hostname: &'a str,
-    /// Its machine id.
-    pub machine_id: &'a str,
-}
-
 /// Mounts the machine's own disk and makes base and disk the root of this process and all later
 /// ones. Gives a descriptor of the disk's root, by which it can be made clean in the end.
 pub fn assemble(disks: &Disks, names: &Names<'_>) -> io::Result<OwnedFd> {
     let own = mount_own(disks)?;
-    write_names(&own, names);
+    names.write(&own);
     mount_layers()?;
     for name in MOVED {
         let target = format!("{ROOT}/{name}");
@@ -96,58 +89,19 @@ pub fn mount_layers() -> io::Result<()> {
         .map_err(|e| named(e, "can't mount the layers"))
 }
 
-/// Writes the names into the upper layer before it is one, which saves the overlay's copying.
-/// A machine that has broken its own /etc goes without.
-fn write_names(own: &OwnedFd, names: &Names<'_>) {
-    let Names { hostname, machine_id } = names;
-    let new = fs::DirBuilder::new().mode(0o755).create(format!("{OWN}/upper/etc")).is_ok();
-    let mut texts =
-        vec![("hostname", format!("{hostname}\n")), ("machine-id", format!("{machine_id}\n"))];
-    // What a machine made of these in an earlier life stays.
-    if new {
-        texts.push(("hosts", hosts(hostname)));
-        texts.push(("resolv.conf", net::resolv_conf()));
-    }
-    for (name, text) in texts {
-        if let Err(e) = write_below(own, &format!("upper/etc/{name}"), text.as_bytes()) {
-            crate::note::note(&format!("/etc/{name}: {e}"));
-        }
-    }
-}
-
-/// Writes the names of a machine that was another one, called `old`, into its root; what its user made
-/// of them stays.
-pub fn rename(root: &OwnedFd, old: &str, names: &Names<'_>) {
-    let Names { hostname, machine_id } = names;
-    let mut texts = vec![
-        ("etc/hostname", format!("{hostname}\n")),
-        ("etc/machine-id", format!("{machine_id}\n")),
-    ];
-    if trust::read(root, "etc/hosts").is_ok_and(|now| now == hosts(old).as_bytes()) {
-        texts.push(("etc/hosts", hosts(hostname)));
-    }
-    for (path, text) in texts {
-        if let Err(e) = write_below(root, path, text.as_bytes()) {
-            crate::note::note(&format!("/{path}: {e}"));
-        }
-    }
-}
-
 /// Writes a file below a directory that user code may have filled with links.
-pub fn write_below(own: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
-    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-    // A whiteout or a pipe in its place is refused, not waited for.
-    let flags = flags | OFlags::NONBLOCK;
-    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let mode = Mode::from_raw_mode(0o644);
-    let file = rustix::fs::openat2(own, path, flags, mode, inside)?;
-    File::from(file).write_all(bytes)
+pub fn write_below(own: impl AsFd, path: &str, bytes: &[u8]) -> io::Result<()> {
+    open_below(own, path, OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC)?.write_all(bytes)
 }
 
-fn hosts(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-    )
+/// Opens a file below a directory that user code may have filled with links.
+pub fn open_below(own: impl AsFd, path: &str, how: OFlags) -> io::Result<File> {
+    // A whiteout or a pipe in its place is refused, not waited for.
+    let flags = how | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let made = how.contains(OFlags::CREATE);
+    let mode = Mode::from_raw_mode(if made { 0o644 } else { 0 });
+    Ok(rustix::fs::openat2(own, path, flags, mode, inside)?.into())
 }
 
 /// Makes the disk clean, whoever still holds files on it, and forbids later writes.
@@ -170,12 +124,6 @@ fn named(e: impl Into<io::Error>, what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_machine_knows_its_own_name() {
-        let hosts = hosts("box");
-        assert!(hosts.contains("127.0.0.1\tlocalhost\n") && hosts.ends_with("127.0.1.1\tbox\n"));
-    }
 
     #[test]
     fn links_are_not_followed() {

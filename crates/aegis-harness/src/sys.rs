@@ -260,21 +260,49 @@ const FIFREEZE: libc::Ioctl = 0xC004_5877;
 /// Bytes of `struct rand_pool_info` that are given at once.
 pub const ENTROPY_LEN: usize = 64;
 
-/// Adds randomness to the kernel's pool and lets every generator begin anew from it.
-pub fn reseed(entropy: &[u8; ENTROPY_LEN]) -> io::Result<()> {
+/// The kernel's randomness, to add to.
+pub fn randomness() -> io::Result<File> {
+    File::options().write(true).open("/dev/urandom")
+}
+
+/// Adds to the kernel's randomness and lets every generator begin anew from it.
+pub fn reseed(random: &File, entropy: &[u8; ENTROPY_LEN]) -> io::Result<()> {
     #[repr(C)]
     struct PoolInfo {
         bits: c_int,
         bytes: c_int,
         buffer: [u8; ENTROPY_LEN],
     }
-    let random = File::options().write(true).open("/dev/urandom")?;
     let info =
         PoolInfo { bits: 8 * ENTROPY_LEN as c_int, bytes: ENTROPY_LEN as c_int, buffer: *entropy };
     // SAFETY: the kernel reads `bytes` bytes behind the two numbers; the struct holds as many.
     check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) }.into())?;
     // SAFETY: takes no argument.
     check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) }.into())
+}
+
+/// A question about a network device, without what is asked.
+fn device_request(name: &str) -> libc::ifreq {
+    // SAFETY: all zero is a valid ifreq.
+    let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };
+    // Its last byte stays zero.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    request
+}
+
+/// Gives an Ethernet card another address of its own; any socket serves to say it.
+pub fn set_hardware_address(socket: impl AsFd, name: &str, address: [u8; 6]) -> io::Result<()> {
+    let mut request = device_request(name);
+    let mut hardware = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+    for (to, from) in hardware.sa_data.iter_mut().zip(address) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = hardware;
+    let socket = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads name and address of the struct.
+    check(unsafe { libc::ioctl(socket, libc::SIOCSIFHWADDR as _, &raw const request) }.into())
 }
 
 /// Brings the loopback device up, with its addresses.
@@ -284,10 +312,7 @@ pub fn loopback_up() -> io::Result<()> {
         rustix::net::SocketType::DGRAM,
         None,
     )?;
-    // SAFETY: all zero is a valid ifreq.
-    let mut request = unsafe { std::mem::zeroed::<libc::ifreq>() };
-    request.ifr_name[0] = b'l' as c_char;
-    request.ifr_name[1] = b'o' as c_char;
+    let mut request = device_request("lo");
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     // SAFETY: the kernel reads name and flags of the struct.
     let done =

@@ -55,7 +55,12 @@ pub async fn quiesce(machine: &Arc<Machine>) -> Result<(), RpcError> {
             let found = machine.uevents.until(DISK_DEADLINE, disks::find).await;
             let disks = found.ok_or_else(|| internal(&io::Error::other("a disk is missing")))?;
             let mounting = disks.clone();
-            let mounted = machine.hands.run(move || root::mount_base(&mounting)).await;
+            let mount = move || {
+                mounting.base.simplify();
+                mounting.own.simplify();
+                root::mount_base(&mounting)
+            };
+            let mounted = machine.hands.run(mount).await;
             mounted.and_then(|done| done).map_err(|e| internal(&e))?;
             machine.base_is_mounted(disks.clone());
             disks

@@ -22,6 +22,8 @@ use crate::sys::{self, Confine, User};
 const TRANSLATION_MB: u64 = 64;
 /// What QEMU may take beside the machine's memory and its translation cache, MiB.
 const OVERHEAD_MB: u64 = 128;
+/// Name of the memory.
+pub const MEMORY: &str = "m0";
 /// Node name of the writable disk.
 pub const DISK_NODE: &str = "b1";
 /// First of the user ids that machines run as; the rest comes from the machine's id.
@@ -273,11 +275,11 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
         }
     }
     add(&["-smp", &vcpus.to_string(), "-m", &format!("{}M", memory.0)]);
-    add(&["-M", "microvm,acpi=on,isa-serial=off,memory-backend=m0"]);
+    add(&["-M", &format!("microvm,acpi=on,isa-serial=off,memory-backend={MEMORY}")]);
     let (size, path) = (memory.0, number_path(fd.memory));
     add(&[
         "-object",
-        &format!("memory-backend-file,id=m0,size={size}M,mem-path={path},share={share}"),
+        &format!("memory-backend-file,id={MEMORY},size={size}M,mem-path={path},share={share}"),
     ]);
     add(&["-global", "virtio-mmio.force-legacy=false"]);
     add(&["-chardev", &format!("socket,id=ctl,fd={}", fd.ctl)]);
@@ -286,8 +288,12 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
     add(&["-chardev", &format!("socket,id=qmp,fd={}", fd.qmp), "-mon", "chardev=qmp,mode=control"]);
     let backend = format!("stream,id=n0,server=off,addr.type=fd,addr.str={}", fd.net);
     add(&["-netdev", &backend]);
-    // Few large packets make it fast: no checksum or segment is left to hardware here.
-    let card = format!("virtio-net-device,id=net0,netdev=n0,mac={MAC},host_mtu={}", link::MTU);
+    // Few large packets make it fast: no checksum or segment is left to hardware here. Who goes on from
+    // a snapshot is new to nobody on its link: there is no one but the gateway to announce itself to.
+    let card = format!(
+        "virtio-net-device,id=net0,netdev=n0,mac={MAC},host_mtu={},guest_announce=off",
+        link::MTU
+    );
     add(&["-device", &card]);
     // A guest may drain 1 MiB/s of the host's randomness, no more.
     add(&["-object", "rng-builtin,id=rng0"]);
@@ -328,11 +334,15 @@ fn number_path(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 
+/// What nobody inside has a use for is left out: under software emulation each clone translates anew
+/// all kernel code that it runs. So of Linux's security modules only those that programs ask for; no
+/// accounting of pressure; no watchdogs, which would only bark after a machine was suspended.
+///
 /// The local APIC's timer stays on: its calibration costs the golden boot 0.3 s once, and every
 /// idle clone saves four fifths of its idle CPU.
 fn kernel_command_line(engine: Engine, tsc_khz: Option<u64>) -> String {
     let mut line = "quiet no_timer_check noreplace-smp init_on_alloc=0 nokaslr \
-                    cryptomgr.notests audit=0 apparmor=0 panic=-1"
+                    cryptomgr.notests audit=0 lsm=landlock,yama psi=0 nowatchdog panic=-1"
         .to_owned();
     if engine == Engine::Tcg {
         // Emulated code does not speculate; on hardware the guest's own mitigations stay on.

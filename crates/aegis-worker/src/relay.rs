@@ -109,13 +109,20 @@ pub async fn one_session<T>(
     let (mux, inbound) = mux::start(ours, true);
     tokio::spawn(refuse(inbound));
     let (exited, _) = watch::channel(None);
-    tokio::select! {
-        done = async { work(converse(mux, exited, None).await?).await } => done,
+    let done = tokio::select! {
+        done = async { work(converse(mux, exited, None).await?).await } => done?,
         ended = pipe.carry(epoch, app) => {
             ended.context("the control channel broke")?;
             anyhow::bail!("the control channel's session ended")
         }
-    }
+    };
+    tokio::time::timeout(deadline, pipe.leave(epoch))
+        .await
+        .with_context(|| {
+            format!("the session was not cleared away within {}s", deadline.as_secs())
+        })?
+        .context("the control channel broke")?;
+    Ok(done)
 }
 
 impl Relay {

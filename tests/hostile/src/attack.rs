@@ -222,7 +222,7 @@ fn frames(port: &Port, noise: &mut Noise) {
     let mut out = Vec::new();
     for round in 0..20 {
         let other = noise.number().to_le_bytes();
-        for kind in [Kind::Hello, Kind::Ack] {
+        for kind in [Kind::Hello, Kind::Ack, Kind::Bye] {
             out.extend(frame::header(kind, other, 0));
             out.extend(frame::header(kind, port.epoch(), 0));
         }

@@ -5,6 +5,8 @@
 //! session has a random epoch. On connect the host sends [`PADDING`] bytes of `0xFF` (which complete
 //! any half frame), then HELLO with a new epoch, and discards input until the ACK of that epoch.
 //! The machine drops its old session when a HELLO arrives. Frames of another epoch are discarded.
+//! Before a machine is saved to be cloned, the host ends its session with BYE: else every clone had to
+//! clear it away. The machine answers with another ACK when it has.
 //!
 //! Header, 20 bytes: magic (4), kind (1), generation (1), zero (2), epoch (8), payload length (4,
 //! little-endian, at most [`FRAME_PAYLOAD_MAX`]).
@@ -25,10 +27,12 @@ pub type Epoch = [u8; 8];
 pub enum Kind {
     /// Host → machine: a new session begins.
     Hello,
-    /// Machine → host: the session of this epoch is open.
+    /// Machine → host: the session of this epoch is open; or, after BYE, it is cleared away.
     Ack,
     /// Bytes of the session.
     Data,
+    /// Host → machine: the session of this epoch is over, and no other one begins yet.
+    Bye,
 }
 
 /// One frame.
@@ -40,7 +44,7 @@ pub struct Frame {
     pub generation: u8,
     /// Its session.
     pub epoch: Epoch,
-    /// Bytes of the session; empty in HELLO and ACK.
+    /// Bytes of the session; only DATA has any.
     pub payload: Vec<u8>,
 }
 
@@ -53,6 +57,7 @@ pub fn header(kind: Kind, epoch: Epoch, len: usize) -> [u8; HEADER_LEN] {
         Kind::Hello => 1,
         Kind::Ack => 2,
         Kind::Data => 3,
+        Kind::Bye => 4,
     };
     out[5] = CHANNEL_GENERATION as u8;
     out[8..16].copy_from_slice(&epoch);
@@ -121,6 +126,7 @@ fn parse_header(bytes: &[u8]) -> Option<(Kind, u8, Epoch, usize)> {
         1 => Kind::Hello,
         2 => Kind::Ack,
         3 => Kind::Data,
+        4 => Kind::Bye,
         _ => return None,
     };
     let epoch: Epoch = bytes[8..16].try_into().ok()?;

@@ -27,6 +27,8 @@ pub struct Pipe<P> {
 pub enum Ended {
     /// The host began a new session.
     NewEpoch(Epoch),
+    /// The host ended it, and waits for an acknowledgement.
+    Bye,
     /// The pipe itself is gone.
     Closed,
 }
@@ -45,6 +47,18 @@ impl<P: AsyncRead + AsyncWrite> Pipe<P> {
         hello.extend_from_slice(&frame::header(Kind::Hello, epoch, 0));
         self.write.write_all(&hello).await?;
         self.write.flush().await?;
+        self.acknowledged(epoch).await
+    }
+
+    /// Host side: ends the session `epoch`, which nothing carries any more. Returns once the machine
+    /// has cleared it away; the caller bounds the time.
+    pub async fn leave(&mut self, epoch: Epoch) -> io::Result<()> {
+        self.write.write_all(&frame::header(Kind::Bye, epoch, 0)).await?;
+        self.write.flush().await?;
+        self.acknowledged(epoch).await
+    }
+
+    async fn acknowledged(&mut self, epoch: Epoch) -> io::Result<()> {
         loop {
             match self.next().await? {
                 Some(f) if f.kind == Kind::Ack && f.epoch == epoch => return Ok(()),
@@ -60,7 +74,7 @@ impl<P: AsyncRead + AsyncWrite> Pipe<P> {
         let (mut from_app, mut to_app) = tokio::io::split(app);
         let Pipe { read, write, decoder, chunk } = self;
         tokio::select! {
-            ended = inbound(read, decoder, chunk, epoch, &mut to_app, false) => ended.map(|_| ()),
+            ended = inbound(read, decoder, chunk, epoch, &mut to_app, false) => ended.map(drop),
             ended = outbound(write, epoch, &mut from_app) => ended,
         }
     }
@@ -76,10 +90,16 @@ impl<P: AsyncRead + AsyncWrite> Pipe<P> {
         }
     }
 
-    /// Machine side: acknowledges `epoch` and carries its bytes until the host begins another.
-    pub async fn serve(&mut self, epoch: Epoch, app: DuplexStream) -> io::Result<Ended> {
+    /// Machine side: says that the session `epoch` is open, or after [`Ended::Bye`] cleared away.
+    pub async fn acknowledge(&mut self, epoch: Epoch) -> io::Result<()> {
         self.write.write_all(&frame::header(Kind::Ack, epoch, 0)).await?;
-        self.write.flush().await?;
+        self.write.flush().await
+    }
+
+    /// Machine side: acknowledges `epoch` and carries its bytes until the host ends it or begins
+    /// another.
+    pub async fn serve(&mut self, epoch: Epoch, app: DuplexStream) -> io::Result<Ended> {
+        self.acknowledge(epoch).await?;
         let (mut from_app, mut to_app) = tokio::io::split(app);
         let Pipe { read, write, decoder, chunk } = self;
         let out = async {
@@ -88,9 +108,7 @@ impl<P: AsyncRead + AsyncWrite> Pipe<P> {
             std::future::pending::<()>().await
         };
         tokio::select! {
-            ended = inbound(read, decoder, chunk, epoch, &mut to_app, true) => {
-                Ok(ended?.map_or(Ended::Closed, Ended::NewEpoch))
-            }
+            ended = inbound(read, decoder, chunk, epoch, &mut to_app, true) => ended,
             () = out => Ok(Ended::Closed),
         }
     }
@@ -118,8 +136,8 @@ async fn next_frame<R: AsyncRead + Unpin>(
     }
 }
 
-/// Pipe → app. Returns the epoch of a HELLO (`listen`), or `None` at the pipe's end; an error when
-/// the app's side is gone and nobody listens for a HELLO.
+/// Pipe → app. Returns at a HELLO or a BYE (`listen`), or at the pipe's end; an error when the app's
+/// side is gone and nobody listens for those.
 async fn inbound<R: AsyncRead + Unpin>(
     read: &mut R,
     decoder: &mut Decoder,
@@ -127,11 +145,12 @@ async fn inbound<R: AsyncRead + Unpin>(
     epoch: Epoch,
     to_app: &mut WriteHalf<DuplexStream>,
     listen: bool,
-) -> io::Result<Option<Epoch>> {
+) -> io::Result<Ended> {
     let mut app_gone = false;
     while let Some(frame) = next_frame(read, decoder, chunk).await? {
         match frame.kind {
-            Kind::Hello if listen => return Ok(Some(frame.epoch)),
+            Kind::Hello if listen => return Ok(Ended::NewEpoch(frame.epoch)),
+            Kind::Bye if listen && frame.epoch == epoch => return Ok(Ended::Bye),
             Kind::Data if frame.epoch == epoch && !app_gone => {
                 if let Err(e) = to_app.write_all(&frame.payload).await {
                     if !listen {
@@ -143,7 +162,7 @@ async fn inbound<R: AsyncRead + Unpin>(
             _ => {}
         }
     }
-    Ok(None)
+    Ok(Ended::Closed)
 }
 
 /// App → pipe, until the app's side ends.

@@ -32,7 +32,7 @@ async fn machine(pipe: tokio::io::DuplexStream) {
     let mut epoch = pipe.accept().await.unwrap();
     while let Some(now) = epoch {
         let (app, ours) = tokio::io::duplex(SESSION_BUFFER);
-        let (_mux, mut inbound) = mux::start(ours, false);
+        let (mux, mut inbound) = mux::start(ours, false);
         tokio::spawn(async move {
             let mut peers = Vec::new();
             while let Some(mut stream) = inbound.recv().await {
@@ -51,6 +51,11 @@ async fn machine(pipe: tokio::io::DuplexStream) {
         });
         epoch = match pipe.serve(now, app).await.unwrap() {
             Ended::NewEpoch(next) => Some(next),
+            Ended::Bye => {
+                mux.closed().await;
+                pipe.acknowledge(now).await.unwrap();
+                pipe.accept().await.unwrap()
+            }
             Ended::Closed => None,
         };
     }
@@ -104,6 +109,10 @@ async fn sessions_come_and_go_over_one_pipe() {
         tokio::select! {
             () = talk => {}
             ended = pipe.carry(epoch, app) => panic!("the session ended: {ended:?}"),
+        }
+        // Some sessions are ended in order, others by the next one.
+        if round % 2 == 0 {
+            pipe.leave(epoch).await.unwrap();
         }
     }
 }

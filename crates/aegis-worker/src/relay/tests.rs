@@ -124,7 +124,7 @@ async fn asking_machine(theirs: UnixStream, answers: mpsc::Sender<Value>) {
         });
         epoch = match pipe.serve(now, app).await.unwrap() {
             aegis_wire::pipe::session::Ended::NewEpoch(next) => Some(next),
-            aegis_wire::pipe::session::Ended::Closed => None,
+            _ => None,
         };
     }
 }
