@@ -28,13 +28,14 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use crate::cgroup::Group;
-use crate::golden::Place;
+use crate::golden::{self, Place, Source};
 use crate::machine::restore;
-use crate::qemu::{self, Birth};
+use crate::qemu::{self, Birth, MEMORY};
 use crate::qmp::Qmp;
 use crate::relay::{self, Relay};
+use crate::snapshot::{self, Snapshot};
 use crate::suspend::{self, Bed};
-use crate::{disk, lines, snapshot, sys};
+use crate::{disk, lines, stream, sys};
 
 /// What lies between QEMU and the file that its memory goes to, bytes.
 const PIPE_BYTES: usize = 1 << 20;
@@ -51,7 +52,7 @@ const UNDO_DEADLINE: Duration = Duration::from_secs(5);
 const UNDO_AGAIN: Duration = Duration::from_millis(100);
 
 /// A machine that runs, to take a commit of.
-pub struct Source<'a> {
+pub struct Origin<'a> {
     /// Its monitor.
     pub qmp: &'a Qmp,
     /// What it is made of.
@@ -70,7 +71,7 @@ pub struct Taken {
 
 /// Takes disk and memory, the disk into an empty directory. Who gives it up before it is done calls
 /// [`undo`].
-pub async fn take(source: &Source<'_>, dir: &Path, memory: bool) -> anyhow::Result<Taken> {
+pub async fn take(source: &Origin<'_>, dir: &Path, memory: bool) -> anyhow::Result<Taken> {
     let disk = new_disk(&dir.join(commit::DISK), source.bed)?;
     let work = async {
         let mirror = Mirror::begin(source.qmp, &disk).await?;
@@ -99,21 +100,22 @@ pub async fn keep(
 ) -> anyhow::Result<Committed> {
     let Taken { disk, memory, stopped } = taken;
     let fits = memory.is_some().then(|| bed.fits().to_owned());
+    let mut kept_bytes = 0;
     if let Some(sent) = memory {
         let usual = qemu::memory_limit(bed.shape().memory);
         let more = usual + bed.shape().memory.bytes() + qemu::beside_memory();
         if let Err(error) = group.limit_memory(more) {
             tracing::warn!(%error, "the copy shares its machine's memory limit");
         }
-        let kept = copy(bed, group, sent, &disk, dir, durable).await;
+        let kept = copy(bed, group, sent, &disk).await;
         // What is charged now is charged; later it is the old limit again.
         let _ = group.limit_memory(usual);
-        kept?;
+        kept_bytes = store(bed, kept?, dir, durable).await?;
     }
     settle(&disk, durable)?;
     note(dir, &Kept { fits, disk_bytes: bed.disk_bytes() }, durable)?;
     Ok(Committed {
-        bytes: allocated(dir)?,
+        bytes: allocated(dir)? + kept_bytes,
         stopped_us: u64::try_from(stopped.as_micros()).unwrap_or(u64::MAX),
     })
 }
@@ -142,14 +144,14 @@ pub fn fits(from: &From, memory: bool, place: &Place, disk_bytes: u64) -> anyhow
 }
 
 /// Has what was written inside reach the disk, which then serves without the memory too.
-async fn sync(source: &Source<'_>) -> anyhow::Result<()> {
+async fn sync(source: &Origin<'_>) -> anyhow::Result<()> {
     let session = source.relay.session().await?;
     let _: Value = session.peer.call(method::SYNC, &Value::Null, RPC_DEADLINE).await?;
     Ok(())
 }
 
 /// Stops for the moment in which the mirror is let go.
-async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
+async fn disk_alone(source: &Origin<'_>, mirror: Mirror<'_>) -> anyhow::Result<Duration> {
     let stopped = Instant::now();
     source.qmp.execute("stop", Value::Null).await?;
     mirror.end().await?;
@@ -157,16 +159,26 @@ async fn disk_alone(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<D
     Ok(stopped.elapsed())
 }
 
-/// Lets a machine that nobody sees go on from what was sent, until everything in it stands still, and
-/// stores its memory.
-async fn copy(
-    bed: &Bed,
-    group: &Group,
-    sent: OwnedFd,
-    disk: &File,
-    dir: &Path,
-    durable: bool,
-) -> anyhow::Result<()> {
+/// Has a snapshot in the commit's directory when this returns, or, where it need not outlive the host,
+/// have a keeper who does it meanwhile; returns how many bytes that will take.
+async fn store(bed: &Bed, snapshot: Snapshot, dir: &Path, durable: bool) -> anyhow::Result<u64> {
+    let began = Instant::now();
+    let bytes = if durable {
+        let dir = dir.to_owned();
+        tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot, true)).await??;
+        // Counted with all that is there.
+        0
+    } else {
+        let source = Source::Commit { golden: bed.golden().clone(), dir: dir.to_owned() };
+        golden::hand_over(&source, &snapshot).await?;
+        snapshot.allocated()?
+    };
+    tracing::debug!(took = ?began.elapsed(), durable, "the copy is stored");
+    Ok(bytes)
+}
+
+/// Lets a machine that nobody sees go on from what was sent, until everything in it stands still.
+async fn copy(bed: &Bed, group: &Group, sent: OwnedFd, disk: &File) -> anyhow::Result<Snapshot> {
     let memory = snapshot::memory_file("commit", bed.shape().memory.bytes())?;
     let cgroups = group.doors().context("can't open its cgroups")?;
     let mut copy = bed.copy(memory.try_clone()?, sent, disk.try_clone()?.into(), cgroups)?;
@@ -189,10 +201,7 @@ async fn copy(
     let state = saved.map_err(|error| snapshot::with_last_words(error, &words))?;
     let snapshot = snapshot::sealed(memory, state)?;
     tracing::debug!(took = ?began.elapsed(), "the copy was saved");
-    let dir = dir.to_owned();
-    tokio::task::spawn_blocking(move || snapshot::store(&dir, &snapshot, durable)).await??;
-    tracing::debug!(took = ?began.elapsed(), "the copy is stored");
-    Ok(())
+    Ok(snapshot)
 }
 
 /// Saves the source's memory; returns for how long it stood still, and what was saved.
@@ -200,7 +209,7 @@ async fn copy(
 /// Software emulation misses a write to a page whose dirty mark is taken away in that very moment: a
 /// copy would now and then end in a panic. So marks are only taken away while it stands still: as the
 /// migration begins, and as it ends. No time being allowed for the end, QEMU does not do it between.
-async fn give(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Duration, OwnedFd)> {
+async fn give(source: &Origin<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Duration, OwnedFd)> {
     let qmp = source.qmp;
     // QEMU itself may write no file larger than the machine's disk.
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -208,7 +217,8 @@ async fn give(source: &Source<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Durati
     let sent = snapshot::memory_file("sent", 0)?;
     let into = File::from(sent.try_clone()?);
     let most = 2 * source.bed.shape().memory.bytes() + suspend::BESIDE_MEMORY_MAX;
-    let copying = tokio::task::spawn_blocking(move || suspend::copy(read, into, most));
+    let copying =
+        tokio::task::spawn_blocking(move || stream::copy(File::from(read), into, MEMORY, most));
     let parameters = json!({"max-bandwidth": 1u64 << 40, "downtime-limit": 0});
     qmp.execute("migrate-set-parameters", parameters).await?;
     let first = Instant::now();

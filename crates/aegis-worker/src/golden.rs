@@ -11,7 +11,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -41,6 +41,15 @@ const START_DEADLINE: Duration = Duration::from_secs(2 * GOLDEN_DEADLINE.as_secs
 pub const KEEPER_LINE_MAX: usize = 16 * 1024;
 /// Enough of /proc/cpuinfo for the first processor, bytes.
 const CPUINFO_MAX: u64 = 4096;
+
+/// What a keeper is started with: on its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// What it keeps.
+    pub source: Source,
+    /// Numbers of its memory and its state, where they are at hand and in no file yet.
+    pub given: Option<(i32, i32)>,
+}
 
 /// What a starting keeper says on its standard output, once.
 #[derive(Debug, Serialize, Deserialize)]
@@ -150,7 +159,7 @@ pub async fn obtain(source: &Source, place: &Place) -> anyhow::Result<(Lease, Go
         anyhow::bail!("{}", std::fs::read_to_string(&failed)?);
     }
     let stored = place.directory.join("snapshot.json").exists();
-    if let Err(error) = start_keeper(source, place).await {
+    if let Err(error) = start_keeper(source, place, None).await {
         let _ = std::fs::write(&failed, format!("{error:#}"));
         return Err(error);
     }
@@ -234,15 +243,36 @@ pub async fn lock(directory: PathBuf, name: &'static str) -> anyhow::Result<File
     .await?
 }
 
-async fn start_keeper(source: &Source, place: &Place) -> anyhow::Result<()> {
+/// Starts the keeper of what was just saved; it stores it while it serves it already. Must be called
+/// on the main thread.
+pub async fn hand_over(source: &Source, snapshot: &Snapshot) -> anyhow::Result<()> {
+    start_keeper(source, &source.place()?, Some(snapshot)).await
+}
+
+async fn start_keeper(
+    source: &Source,
+    place: &Place,
+    given: Option<&Snapshot>,
+) -> anyhow::Result<()> {
     let log = File::options().create(true).append(true).open(place.directory.join("keeper.log"))?;
     let (spec, mut tell) = io::pipe()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("keeper").stdin(spec).stdout(Stdio::piped()).stderr(log);
-    sys::confine(&mut command, Confine { new_session: true, ..Confine::default() });
+    let mut keep = Vec::new();
+    for fd in given.into_iter().flat_map(|snapshot| [&snapshot.memory, &snapshot.state]) {
+        keep.push(fd.try_clone()?);
+    }
+    let order = Order {
+        source: source.clone(),
+        given: match &keep[..] {
+            [memory, state] => Some((memory.as_raw_fd(), state.as_raw_fd())),
+            _ => None,
+        },
+    };
+    sys::confine(&mut command, Confine { keep, new_session: true, ..Confine::default() });
     let mut child = Child::spawn_as_is(command).context("can't start the keeper")?;
     // Far less than a pipe holds; the keeper reads up to the end.
-    io::Write::write_all(&mut tell, &lines::line(source)?)?;
+    io::Write::write_all(&mut tell, &lines::line(&order)?)?;
     drop(tell);
     let mut said = BufReader::new(child.stdout()?);
     let line = tokio::time::timeout(START_DEADLINE, lines::read(&mut said, KEEPER_LINE_MAX))

@@ -23,7 +23,7 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::golden::{self, KeeperSaid, Place, Source};
+use crate::golden::{self, KeeperSaid, Order, Place, Source};
 use crate::snapshot::{self, Snapshot};
 use crate::{lines, sys};
 
@@ -43,6 +43,8 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 const ASK_DEADLINE: Duration = Duration::from_secs(5);
 /// A snapshot that nobody has is held in memory for so long.
 const UNUSED_MAX: Duration = Duration::from_secs(3600);
+/// The lowest priority there is.
+const LAST: i32 = 19;
 /// Longest line that an asker says, bytes.
 const ASK_MAX: usize = 256;
 
@@ -55,7 +57,7 @@ enum Ask {
     Quit,
 }
 
-/// Runs the keeper whose [`Golden`] comes on standard input.
+/// Runs the keeper whose [`Order`] comes on standard input.
 pub async fn run() -> anyhow::Result<()> {
     let started = start().await;
     let said = match &started {
@@ -64,14 +66,17 @@ pub async fn run() -> anyhow::Result<()> {
     };
     // Whoever started us may be gone; the snapshot is here all the same.
     let _ = io::stdout().write_all(&lines::line(&said)?).and_then(|()| io::stdout().flush());
-    let Some(Ready { place, snapshot, listener, built, again }) = started? else {
+    let Some(Ready { place, snapshot, listener, stored, again }) = started? else {
         return Ok(());
     };
     let snapshot = Arc::new(snapshot);
-    if built {
+    if !stored {
         let (directory, snapshot) = (place.directory.clone(), Arc::clone(&snapshot));
         std::thread::spawn(move || {
-            if let Err(error) = snapshot::store(&directory, &snapshot, true) {
+            // Whoever waits for a machine of it goes first; to Linux this is this thread alone.
+            let _ = rustix::process::setpriority_process(None, LAST);
+            // What can't be made again and is only given is a fork's: it ends with its machines.
+            if let Err(error) = snapshot::store(&directory, &snapshot, again) {
                 tracing::warn!(error = format!("{error:#}"), "the snapshot can't be stored");
             }
         });
@@ -84,8 +89,8 @@ struct Ready {
     place: Place,
     snapshot: Snapshot,
     listener: UnixListener,
-    /// It is in no file yet.
-    built: bool,
+    /// It is in files.
+    stored: bool,
     /// It can be made again.
     again: bool,
 }
@@ -94,31 +99,40 @@ struct Ready {
 async fn start() -> anyhow::Result<Option<Ready>> {
     let mut spec = Vec::new();
     io::stdin().take(WORKER_LINE_MAX as u64).read_to_end(&mut spec)?;
-    let source: Source = serde_json::from_slice(&spec).context("no golden spec on stdin")?;
+    let Order { source, given } = serde_json::from_slice(&spec).context("no order on stdin")?;
+    let given = given.map(|(memory, state)| Snapshot {
+        memory: sys::born_with(memory),
+        state: sys::born_with(state),
+    });
     let place = source.place()?;
     // The starter's lock ends with the starter; two builds side by side would only be slow.
     let _building = golden::lock(place.directory.clone(), "build").await?;
     if golden::ask_keeper(&place.directory).await?.is_some() {
         return Ok(None);
     }
-    let loaded = snapshot::load(&place.directory, place.shape).unwrap_or_else(|error| {
-        tracing::warn!(error = format!("{error:#}"), "the stored snapshot can't be loaded");
-        None
-    });
-    let (snapshot, built) = match (loaded, &source) {
+    let load = || {
+        snapshot::load(&place.directory, place.shape).unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "the stored snapshot can't be loaded");
+            None
+        })
+    };
+    let (snapshot, stored) = match (given, &source) {
         (Some(snapshot), _) => (snapshot, false),
-        (None, Source::Golden(golden)) => {
-            (snapshot::build(golden, place.shape, &place.key).await?, true)
-        }
-        (None, Source::Commit { dir, .. }) => {
-            anyhow::bail!("the memory of the commit in {} is not whole", dir.display())
-        }
+        (None, source) => match (load(), source) {
+            (Some(snapshot), _) => (snapshot, true),
+            (None, Source::Golden(golden)) => {
+                (snapshot::build(golden, place.shape, &place.key).await?, false)
+            }
+            (None, Source::Commit { dir, .. }) => {
+                anyhow::bail!("the memory of the commit in {} is not whole", dir.display())
+            }
+        },
     };
     let now = source.place()?;
     anyhow::ensure!(now.key == place.key, "its files changed while it was made; try again");
     let listener = bind(&place.directory)?;
     let again = matches!(source, Source::Golden(_));
-    Ok(Some(Ready { place, snapshot, listener, built, again }))
+    Ok(Some(Ready { place, snapshot, listener, stored, again }))
 }
 
 fn bind(directory: &Path) -> anyhow::Result<UnixListener> {

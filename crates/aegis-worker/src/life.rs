@@ -307,7 +307,7 @@ impl Live {
                 return Err(conflict("its clock stands still"));
             }
             let engine = self.engine().ok_or_else(|| conflict("its memory is on disk"))?;
-            let source = commit::Source { qmp: &engine.qmp, bed: &self.bed, relay: &self.relay };
+            let source = commit::Origin { qmp: &engine.qmp, bed: &self.bed, relay: &self.relay };
             let mut urgent = self.urgent.subscribe();
             let taken = tokio::select! {
                 biased;

@@ -39,6 +39,7 @@ mod run_dir;
 mod running;
 mod serve;
 mod snapshot;
+mod stream;
 mod suspend;
 mod sys;
 mod terminal;

@@ -42,6 +42,12 @@ pub struct User {
 /// Open files that a confined child may have.
 const CHILD_FILES_MAX: u64 = 1024;
 
+/// A descriptor that was left open for this process by who started it ([`Confine::keep`]), once.
+pub fn born_with(fd: RawFd) -> OwnedFd {
+    // SAFETY: who started this process opened it for us alone, and told nobody else its number.
+    unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) }
+}
+
 /// Applies `plan` to `command`.
 pub fn confine(command: &mut Command, plan: Confine) {
     let parent = rustix::process::getpid();
