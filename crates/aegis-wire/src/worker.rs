@@ -97,11 +97,17 @@ pub enum Request {
         exec_id: String,
         /// What to run.
         start: ExecStart,
+        /// All that it reads, base64; at most [`crate::bounds::STDIN_GIVEN_MAX`] bytes.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        stdin: String,
     },
-    /// Runs a command at a terminal ([`ExecStart::tty`]). Answer: one [`Reply`], then
-    /// [`crate::channel::output`] frames both ways, as the machine's exec stream has them; nothing of
-    /// it is logged. The command is hung up when the asker leaves.
-    Terminal {
+    /// Runs a command at a terminal ([`ExecStart::tty`]), or attached ([`ExecStart::attached`]).
+    /// Answer: one [`Reply`], then [`crate::channel::output`] frames both ways, as the machine's exec
+    /// stream has them. The command is hung up when the asker leaves. Of one that is attached, the
+    /// first [`crate::bounds::ATTACHED_LOG_MAX`] bytes of output are logged; of a terminal nothing.
+    Attach {
+        /// Chosen by aegisd.
+        exec_id: String,
         /// What to run.
         start: ExecStart,
     },
