@@ -65,7 +65,8 @@ pub const ATTACHED_PING: Duration = Duration::from_secs(5);
 pub const STDIN_WINDOW: usize = 256 * 1024;
 /// Standard input of a command that is said with it, bytes.
 pub const STDIN_GIVEN_MAX: usize = 1024 * 1024;
-/// Output of an attached command that is logged, bytes: the rest is its client's alone.
+/// What an attached command's output makes of log entries, bytes; the rest is its client's alone, and
+/// washes nothing out of the log.
 pub const ATTACHED_LOG_MAX: usize = 1024 * 1024;
 /// A machine whose own command waits for a client ends after this without one.
 pub const ATTACH_DEADLINE: Duration = Duration::from_secs(60);

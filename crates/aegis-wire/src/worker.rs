@@ -103,8 +103,8 @@ pub enum Request {
     },
     /// Runs a command at a terminal ([`ExecStart::tty`]), or attached ([`ExecStart::attached`]).
     /// Answer: one [`Reply`], then [`crate::channel::output`] frames both ways, as the machine's exec
-    /// stream has them. The command is hung up when the asker leaves. Of one that is attached, the
-    /// first [`crate::bounds::ATTACHED_LOG_MAX`] bytes of output are logged; of a terminal nothing.
+    /// stream has them. The command is hung up when the asker leaves. Of one that is attached,
+    /// output is logged up to [`crate::bounds::ATTACHED_LOG_MAX`]; of a terminal nothing.
     Attach {
         /// Chosen by aegisd.
         exec_id: String,

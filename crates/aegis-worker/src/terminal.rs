@@ -55,11 +55,11 @@ impl<'a> Tap<'a> {
         if self.left == 0 {
             return Ok(());
         }
-        let mut logged = &bytes[..bytes.len().min(self.left)];
-        self.left -= logged.len();
-        while !logged.is_empty() {
-            let batch = self.recorder.batch(which, &mut logged)?;
+        let mut rest = bytes;
+        while !rest.is_empty() && self.left > 0 {
+            let batch = self.recorder.batch(which, &mut rest)?;
             self.log.append(&batch).await;
+            self.left = self.left.saturating_sub(batch.len());
         }
         if self.left == 0 {
             self.rest().await;

@@ -23,7 +23,8 @@ that is still starting is waited for; a paused one is woken.
 Without -i and -t the command reads nothing, goes on when this is interrupted, and its output is in \
 the logs. With either it is this program's: when this ends before it, however that comes about, and \
 when the daemon ends, the command gets SIGHUP, and 5 s later SIGKILL. It never takes a part of its \
-input for the whole. With -i the first MiB of its output is in the logs, its input is not.
+input for the whole. With -i its output is in the logs, up to a MiB of them, and its \
+input is not.
 
 Examples:
   aegis exec web -- uname -a

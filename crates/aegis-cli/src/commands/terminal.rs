@@ -105,11 +105,11 @@ async fn speak(to: &mut To, raw: &Raw, mut resized: Signal, mut continued: Signa
     let mut shown = None;
     loop {
         let now = size();
-        if shown.replace(now) != Some(now) {
-            if attach::say(to, &AttachControl::Resize(now)).await.is_err() {
-                // Why, the other direction knows better.
-                return std::future::pending().await;
-            }
+        if shown.replace(now) != Some(now)
+            && attach::say(to, &AttachControl::Resize(now)).await.is_err()
+        {
+            // Why, the other direction knows better.
+            return std::future::pending().await;
         }
         tokio::select! {
             bytes = typed.next() => {
