@@ -15,7 +15,7 @@ use aegis_tests::house::{House, Ran};
 use aegis_tests::look::{self, Process};
 use aegis_tests::pipes::flood;
 use aegis_tests::{wait_for, wait_until};
-use aegis_wire::bounds::{FILE_ENTRIES_MAX, LOG_FILE_MAX};
+use aegis_wire::bounds::{FILE_ENTRIES_MAX, LOG_FILE_MAX, STREAMS_MAX};
 use hyper::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -311,6 +311,12 @@ fn bad_answers_to_execs_and_connections_end_only_themselves() {
     street.assert_calm();
     // More than there is room for is refused, not queued.
     let crowd: Vec<UnixStream> = (0..150).map(|_| begin("silent")).collect();
+    let is_refused = |mut stream: &UnixStream| {
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        begin == *b"HTTP/1.1 503"
+    };
+    assert!(crowd.iter().filter(|stream| is_refused(stream)).count() >= 150 - STREAMS_MAX);
     street.assert_calm();
     street.assert_small();
     drop((open, crowd));

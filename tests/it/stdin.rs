@@ -132,7 +132,7 @@ fn input_goes_in_and_output_comes_out_byte_for_byte() {
     who_speaks_otherwise_is_refused(&house);
 
     // A daemon that ends takes them along, and says so.
-    let (child, open) = begin(&house, &sh("echo re''ady; sleep 2003"));
+    let (child, open) = begin(&house, &sh("echo re''ady; exec sleep 2003"));
     until_count(&house, "sleep 2003", 1);
     house.stop();
     let out = child.wait_with_output().unwrap();

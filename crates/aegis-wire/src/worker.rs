@@ -5,7 +5,7 @@
 //!   makes RUN_DIR (0700), RUN_DIR/lock, binds RUN_DIR/worker.sock,
 //!   starts the worker with the listening socket as fd 0        takes an exclusive flock on RUN_DIR/lock
 //!   connects, says {"op":"launch",…}            ──▶            boots; answers Event lines until the end
-//!   other connections: watch, freeze, thaw, stop, exec, terminal, port
+//!   other connections: watch, freeze, thaw, stop, exec, attach, port
 //! ```
 //! Each connection begins with one JSON line, a [`Request`] of at most
 //! [`crate::bounds::WORKER_LINE_MAX`] bytes. A worker holds its lock as long as it lives, outlives

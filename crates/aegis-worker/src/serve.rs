@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX};
 use aegis_wire::channel::guest::RenewToken;
-use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::channel::{ExecStart, StreamHead, method};
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{Event, Launch, MachineState, Reply, Request, Sample};
@@ -423,7 +423,9 @@ async fn session(live: &Live) -> Result<Session, RpcError> {
 }
 
 fn crowded() -> RpcError {
-    conflict(format!("{USER_STREAMS_MAX} commands and connections are open on this machine"))
+    // Not a conflict: to wait until the machine runs would not help.
+    let message = format!("{USER_STREAMS_MAX} commands and connections are open on this machine");
+    RpcError::new(CODE_UNAVAILABLE, message)
 }
 
 /// The machine, running or frozen.

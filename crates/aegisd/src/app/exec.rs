@@ -5,7 +5,7 @@ use std::time::Duration;
 use aegis_rules::instance::{InstanceState, Wanted};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::bounds::GUEST_CALL_DEADLINE;
-use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_NOT_FOUND};
+use aegis_wire::channel::rpc::CODE_CONFLICT;
 use aegis_wire::host::Exec;
 use aegis_wire::logs::ExecDone;
 use aegis_wire::words::InstanceId;
@@ -13,7 +13,7 @@ use aegis_wire::worker::Reply;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use super::{App, Error, instance_not_found};
+use super::{App, Error, frames, instance_not_found};
 use crate::ctx::InUse;
 use crate::keys;
 use crate::ledger;
@@ -103,11 +103,7 @@ impl Running {
             return Err(Refusal::new(Code::InstanceState, message).into());
         };
         if let Ok(Reply { error: Some(error), .. }) = serde_json::from_slice::<Reply>(&first) {
-            return Err(match error.code {
-                CODE_CONFLICT => Refusal::new(Code::InstanceState, error.message).into(),
-                CODE_NOT_FOUND => Refusal::new(Code::InvalidField, error.message).into(),
-                _ => Error::Machine(error.message),
-            });
+            return Err(frames::refused(error));
         }
         Ok(Running { lines, first: Some(first), exec_id, done: false, _in_use: in_use })
     }
