@@ -277,7 +277,4 @@ fn a_machine_for_one_command_ends_with_it_and_with_its_client() {
     kill(child);
     let left = house.until_instance("left", "stopped");
     assert_eq!(left["exit"]["code"], 129, "{left}");
-
-    let body = json!({"command": ["true"], "commit": "none", "attach": true});
-    house.socket().post("/v1/instances", &body).refused(404, "");
 }

@@ -247,6 +247,7 @@ fn a_machine_does_what_the_manual_says() {
         (json!({"handle": "-x"}), "handle"),
         (json!({"memory_mb": -1}), "memory_mb"),
         (json!({"exposes": [0]}), "exposes[0]"),
+        (json!({"attach": true}), "attach"),
     ] {
         let (status, body) = post(&house, &bot, "/v1/instances", &small(bad));
         assert_eq!((status, &body["field"]), (400, &json!(field)), "{body}");
