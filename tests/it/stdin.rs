@@ -36,7 +36,7 @@ fn begin(house: &House, args: &[&str]) -> (Child, ChildStdin) {
 }
 
 /// All of it, with this as standard input.
-fn ran(house: &House, args: &[&str], input: &[u8]) -> Output {
+pub fn ran(house: &House, args: &[&str], input: &[u8]) -> Output {
     let (child, mut stdin) = begin(house, args);
     std::thread::scope(|scope| {
         scope.spawn(move || {
