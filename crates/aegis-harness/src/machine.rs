@@ -322,10 +322,10 @@ impl Machine {
 
     /// The same of one that is started for a client, which may be the primary process.
     pub fn take_seat(&self, start: ExecStart) -> Result<(Wish, Seat), RpcError> {
-        if !start.command.is_empty() {
-            return Ok((self.wish(start)?, Seat::beside()));
-        }
         let mut wish = self.wish(start)?;
+        if !wish.command.is_empty() {
+            return Ok((wish, Seat::beside()));
+        }
         let (command, seat) = self.lock().waiting.take().ok_or_else(|| {
             RpcError::new(CODE_CONFLICT, "its own command does not wait for anybody")
         })?;
