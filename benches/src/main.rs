@@ -1,11 +1,12 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
-//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, load.
+//! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, stdin, load.
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod commits;
 mod figures;
 mod load;
 mod net;
+mod stdin;
 mod tree;
 mod wake;
 mod workspace;
@@ -46,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wanted("workspace") {
         workspace::measure(&mut figures);
+    }
+    if wanted("stdin") {
+        stdin::measure(&mut figures)?;
     }
     if wanted("load") {
         let house = House::new(&format!("provisioner = \"manual\"\n{FREE_RATE}"));

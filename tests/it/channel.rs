@@ -8,12 +8,14 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use aegis_tests::house::{House, Ran};
 use aegis_tests::look::{self, Process};
+use aegis_tests::pipes::flood;
 use aegis_tests::{wait_for, wait_until};
-use aegis_wire::bounds::{FILE_ENTRIES_MAX, LOG_FILE_MAX};
+use aegis_wire::bounds::{FILE_ENTRIES_MAX, LOG_FILE_MAX, STREAMS_MAX};
 use hyper::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -293,39 +295,65 @@ fn bad_answers_to_execs_and_connections_end_only_themselves() {
     assert_eq!(forged.code, Some(3));
     assert!(forged.out.ends_with(b"\xff\0\n\"\\") && forged.out.starts_with(b"{\"exec_id\""));
     // Who talks without end is heard as long as somebody listens; who is silent costs a slot.
-    let mut open = Vec::new();
-    for word in ["endless", "newlines", "empty", "silent", "half"] {
-        for _ in 0..4 {
-            let body = format!("{{\"command\":[\"{word}\"]}}");
-            let mut stream = UnixStream::connect(house.home().join("aegisd.sock")).unwrap();
-            let ask = format!(
-                "POST /v1/instances/{id}/exec HTTP/1.1\r\nHost: x\r\nContent-Type: \
-                 application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(ask.as_bytes()).unwrap();
-            open.push(stream);
-        }
-    }
+    let begin = |word: &str| {
+        let body = format!("{{\"command\":[\"{word}\"]}}");
+        let mut stream = UnixStream::connect(house.home().join("aegisd.sock")).unwrap();
+        let ask = format!(
+            "POST /v1/instances/{id}/exec HTTP/1.1\r\nHost: x\r\nContent-Type: \
+             application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(ask.as_bytes()).unwrap();
+        stream
+    };
+    let words = ["endless", "newlines", "empty", "silent", "half"];
+    let open: Vec<UnixStream> = words.iter().flat_map(|word| [word; 4]).map(|w| begin(w)).collect();
     street.assert_calm();
     // More than there is room for is refused, not queued.
-    let socket = house.home().join("aegisd.sock");
-    let crowd: Vec<UnixStream> = (0..150)
-        .map(|_| {
-            let body = "{\"command\":[\"silent\"]}";
-            let mut stream = UnixStream::connect(&socket).unwrap();
-            let ask = format!(
-                "POST /v1/instances/{id}/exec HTTP/1.1\r\nHost: x\r\nContent-Type: \
-                 application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-            stream.write_all(ask.as_bytes()).unwrap();
-            stream
-        })
-        .collect();
+    let crowd: Vec<UnixStream> = (0..150).map(|_| begin("silent")).collect();
+    let is_refused = |mut stream: &UnixStream| {
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        begin == *b"HTTP/1.1 503"
+    };
+    assert!(crowd.iter().filter(|stream| is_refused(stream)).count() >= 150 - STREAMS_MAX);
     street.assert_calm();
     street.assert_small();
     drop((open, crowd));
+    street.assert_calm();
+    street.delete(&id);
+
+    // The same to clients that are attached; who takes no input holds them up, and nobody keeps it.
+    let id = street.evil("attached", "polite");
+    assert_eq!(began(house, &id)["state"], "running");
+    let attach = |word: &str| {
+        let mut command = Command::new(aegis_tests::programs().join("aegis"));
+        command.args(["exec", "-i", &id, "--", word]).env("AEGIS_HOME", house.home());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    for word in
+        ["leaves", "half", "garbage", "oversized", "stdin", "deep", "loud", "overcount", "miscount"]
+    {
+        let mut child = attach(word);
+        let open = child.stdin.take();
+        let out = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{word}: {said}");
+        assert!(said.starts_with("error: ") && said.len() < 2 * REASON_MAX, "{word}: {said}");
+        drop(open);
+    }
+    let mut held = ["silent", "newlines", "endless", "silent"].map(attach);
+    for child in &held {
+        let taken = flood(child.stdin.as_ref().unwrap(), 64 << 20);
+        assert!(taken < 8 << 20, "{taken} bytes are somewhere");
+    }
+    street.assert_calm();
+    street.assert_small();
+    for child in &mut held {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
     street.assert_calm();
     street.delete(&id);
 

@@ -67,6 +67,7 @@ fn machines_are_kept_forked_handed_out_and_gone() {
         (json!({"disk_gb": 1}), "disk_gb"),
         (json!({"image_ref": "other"}), "image_ref"),
         (json!({"from": "self"}), "from"),
+        (json!({"attach": true}), "attach"),
     ] {
         let mut body = extra;
         body["commit"] = json!("golden");

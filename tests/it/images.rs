@@ -117,6 +117,14 @@ fn an_image_without_a_shell_runs_as_it_says() {
     let ended = house.until_instance(&id, "stopped");
     assert_eq!(ended["exit"]["code"], 0, "{ended}");
     assert_eq!(ended["command"], json!(["/app/tool"]));
+    // Attached, it is asked there.
+    let hello = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2024-11-05", "capabilities": {},
+        "clientInfo": {"name": "x", "version": "1"}}});
+    let run_it = ["run", "-i", "--memory", "256M", "--image", "acme/bot:1"];
+    let out = crate::stdin::ran(&house, &run_it, format!("{hello}\n").as_bytes());
+    let said: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(out.status.success() && said["id"] == 1 && said["result"].is_object(), "{said}");
     let absent = start(&house, "acme/bot:1", json!({ "command": ["sh", "-c", "true"] }));
     let ended = house.until_instance(&absent, "stopped");
     assert!(ended["exit"]["message"].as_str().unwrap().contains("sh"), "{ended}");

@@ -92,6 +92,18 @@ fn a_client_of_the_cloud_finds_what_it_knows() {
     assert_eq!(bytes, 1 << 20);
     let cursors: Vec<u64> = lines.iter().map(|line| line["cursor"].as_u64().unwrap()).collect();
     assert!(cursors.is_sorted() && lines.last().unwrap()["exit_code"] == 0);
+    // What a command reads: also much, also where it reads nothing of it.
+    let much = "x".repeat(1 << 20);
+    for (command, said) in [("wc -c", "1048576\n"), ("exit 0", "")] {
+        let body = json!({"command": ["sh", "-c", command], "stdin": much});
+        let ran = client.post(&format!("{vm}/exec"), &body).expect(200);
+        assert_eq!((&ran["stdout"], &ran["exit_code"]), (&json!(said), &json!(0)));
+    }
+    let body = json!({"command": ["cat"], "stdin": "as it came\n"});
+    let lines = client.post(&format!("{vm}/exec/stream"), &body).lines();
+    assert_eq!(lines[0]["data_b64"], STANDARD.encode("as it came\n"));
+    let body = json!({"command": ["cat"], "stdin": format!("{much}x")});
+    assert_eq!(client.post(&format!("{vm}/exec"), &body).expect(400)["success"], false);
 
     let files = format!("{vm}/files");
     let every: Vec<u8> = (0..=255).collect();
@@ -122,8 +134,8 @@ fn a_client_of_the_cloud_finds_what_it_knows() {
         );
     };
     said(client.get(&format!("{vm}/ssh_key")));
-    let stdin = json!({"command": ["cat"], "stdin": "x"});
-    said(client.post(&format!("{vm}/exec"), &stdin));
+    let named = json!({"command": ["true"], "exec_id": UNKNOWN});
+    said(client.post(&format!("{vm}/exec"), &named));
     let create = |body: &str| raw(&client, Method::POST, "/api/v1/vm/from_commit", body);
     for body in ["{}", "x", &format!("{{\"commit_id\":\"{UNKNOWN}\",\"ref\":\"a:b\"}}")] {
         let refused = create(body);

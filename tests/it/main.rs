@@ -29,6 +29,7 @@ mod placeholders;
 mod secrets;
 mod services;
 mod spares;
+mod stdin;
 mod terminal;
 mod tidy;
 mod tree;

@@ -23,14 +23,14 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A terminal, and what it shows.
-struct Screen {
+pub struct Screen {
     master: Arc<OwnedFd>,
     slave: OwnedFd,
     shown: Arc<(Mutex<Vec<u8>>, Condvar)>,
 }
 
 impl Screen {
-    fn new(rows: u16, cols: u16) -> Screen {
+    pub fn new(rows: u16, cols: u16) -> Screen {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = rustix::pty::openpt(flags).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
@@ -54,14 +54,14 @@ impl Screen {
         tcsetwinsize(&*self.master, size).unwrap();
     }
 
-    fn typed(&self, keys: &str) {
+    pub fn typed(&self, keys: &str) {
         let mut to = std::fs::File::from(self.master.try_clone().unwrap());
         to.write_all(keys.as_bytes()).unwrap();
     }
 
     /// Waits until this is shown, and forgets all up to its end.
     #[track_caller]
-    fn shows(&self, what: &str) {
+    pub fn shows(&self, what: &str) {
         let find = |shown: &[u8]| shown.windows(what.len()).position(|w| w == what.as_bytes());
         let shown = self.shown.0.lock().unwrap();
         let waited = self.shown.1.wait_timeout_while(shown, DEADLINE, |s| find(s).is_none());
@@ -76,11 +76,16 @@ impl Screen {
         tcgetattr(&self.slave).unwrap()
     }
 
-    /// `aegis exec -t`, in a session that this terminal controls.
+    /// `aegis exec -t`.
     fn exec(&self, house: &House, args: &[&str]) -> Client {
+        self.aegis(house, &[&["exec", "-t"], args].concat())
+    }
+
+    /// The program, in a session that this terminal controls.
+    pub fn aegis(&self, house: &House, args: &[&str]) -> Client {
         let slave = || Stdio::from(self.slave.try_clone().unwrap());
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(aegis_tests::programs().join("aegis")).args(["exec", "-t"]);
+        command.arg("--ctty").arg(aegis_tests::programs().join("aegis"));
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("AEGIS_HOME", house.home()).env("TERM", "screen-256color");
         Client(command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap())
@@ -88,15 +93,15 @@ impl Screen {
 }
 
 /// The program; it does not outlive its test.
-struct Client(Child);
+pub struct Client(pub Child);
 
 impl Client {
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     #[track_caller]
-    fn ends(&mut self, code: i32) {
+    pub fn ends(&mut self, code: i32) {
         let mut ended = None;
         wait_until("the program ends", DEADLINE, || {
             ended = self.0.try_wait().unwrap();
@@ -113,7 +118,8 @@ impl Drop for Client {
     }
 }
 
-fn machine(house: &House) {
+/// A machine to run commands in: `box`.
+pub fn machine(house: &House) {
     let body = json!({"handle": "box", "command": ["sleep", "infinity"]});
     house.socket().post("/v1/instances", &body).expect(201);
     house.until_instance("box", "running");
@@ -130,7 +136,7 @@ fn count(house: &House, line: &str) -> usize {
 }
 
 #[track_caller]
-fn until_count(house: &House, line: &str, n: usize) {
+pub fn until_count(house: &House, line: &str, n: usize) {
     wait_until(&format!("{line} runs {n} times"), DEADLINE, || count(house, line) == n);
 }
 
@@ -245,7 +251,7 @@ fn a_client_that_leaves_takes_its_session_along() {
     let mut client = screen.exec(&house, &["box", "--", "sh", "-c", "echo re''ady; sleep 1009"]);
     screen.shows("ready");
     house.stop();
-    screen.shows("a terminal ends with it");
+    screen.shows("attached commands end with it");
     client.ends(1);
     assert_eq!(format!("{:?}", screen.modes()), format!("{before:?}"));
     house.start();
@@ -259,9 +265,9 @@ fn a_client_that_leaves_takes_its_session_along() {
     assert!(words.contains("needs a terminal as standard input"), "{words}");
 }
 
-type Socket = WebSocketStream<TcpStream>;
+pub type Socket = WebSocketStream<TcpStream>;
 
-async fn socket(house: &House, name: &str, token: Option<&str>) -> Result<Socket, Error> {
+pub async fn socket(house: &House, name: &str, token: Option<&str>) -> Result<Socket, Error> {
     let url = format!("ws://{}/v1/instances/{name}/exec", house.address());
     let mut request = url.into_client_request().unwrap();
     if let Some(token) = token {
@@ -280,12 +286,12 @@ async fn no_socket(house: &House, name: &str, token: Option<&str>) -> u16 {
     }
 }
 
-/// The next message of text; bytes are passed over. `None` when it was closed.
-async fn text(socket: &mut Socket) -> Option<Value> {
+/// The next message of text; bytes and pings are passed over. `None` when it was closed.
+pub async fn text(socket: &mut Socket) -> Option<Value> {
     loop {
         match tokio::time::timeout(DEADLINE, socket.next()).await.expect("an answer") {
             Some(Ok(Message::Text(text))) => return Some(serde_json::from_str(&text).unwrap()),
-            Some(Ok(Message::Binary(_))) => {}
+            Some(Ok(Message::Binary(_) | Message::Ping(_))) => {}
             _ => return None,
         }
     }
@@ -315,7 +321,7 @@ fn who_speaks_no_terminal_is_refused_and_hung_up() {
             Message::text(""),
             Message::text("garbage"),
             Message::text(deep.clone()),
-            Message::text("{}"),
+            Message::text(r#"{"command":"sh"}"#),
             Message::text(r#"{"command":["sh"],"tty":true}"#),
             Message::text(r#"{"command":["sh"],"tty":{"size":{"rows":70000,"cols":80}}}"#),
             Message::text(r#"{"command":[],"tty":{"size":{"rows":24,"cols":80}}}"#),

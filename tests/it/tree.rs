@@ -190,7 +190,7 @@ fn a_machine_does_what_the_manual_says() {
         "command": ["sh", "-c", "echo hello $COLOR; sleep infinity"]}),
     );
     assert_eq!(get(&house, &bot, "/v1/instances/work-1")["id"], worker);
-    let exec = json!({"command": ["sh", "-c", "echo out; echo err >&2; exit 3"]});
+    let exec = json!({"command": ["sh", "-c", "echo out; cat >&2; exit 3"], "stdin": "err\n"});
     let (status, lines) = post(&house, &bot, "/v1/instances/work-1/exec", &exec);
     assert_eq!(status, 200);
     let lines: Vec<Value> =
@@ -247,6 +247,7 @@ fn a_machine_does_what_the_manual_says() {
         (json!({"handle": "-x"}), "handle"),
         (json!({"memory_mb": -1}), "memory_mb"),
         (json!({"exposes": [0]}), "exposes[0]"),
+        (json!({"attach": true}), "attach"),
     ] {
         let (status, body) = post(&house, &bot, "/v1/instances", &small(bad));
         assert_eq!((status, &body["field"]), (400, &json!(field)), "{body}");

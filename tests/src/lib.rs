@@ -13,6 +13,7 @@ pub mod http;
 pub mod look;
 pub mod metrics;
 pub mod outside;
+pub mod pipes;
 pub mod sse;
 pub mod vendor;
 pub mod vers;

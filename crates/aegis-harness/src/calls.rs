@@ -64,7 +64,7 @@ impl Calls {
 
     async fn run(&self, run: Run) -> Answer {
         let pid = self.0.run(run).await?;
-        told(&Started { pid: pid.as_raw_nonzero().get() })
+        told(&Started { pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get()) })
     }
 
     fn signal(&self, ask: Signal) -> Answer {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::calls::Calls;
 use crate::machine::Machine;
 use crate::pipe::Port;
-use crate::{exec, files, ports, terminal};
+use crate::{attached, exec, files, ports, terminal};
 
 /// Serves the host for ever; only a port that is gone ends it.
 pub async fn serve(machine: Arc<Machine>, port: Port) -> io::Result<()> {
@@ -51,6 +51,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         // More logs streams than sessions are none of ours.
         StreamHead::Logs => drop(machine.logs.try_send(stream)),
         StreamHead::Exec(mut start) => match start.tty.take() {
+            None if start.attached => attached::serve(machine, stream, start).await,
             None => exec::serve(machine, stream, start).await,
             Some(tty) => {
                 if let Some(term) = &tty.term {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::bounds::GUEST_STOP_GRACE;
 use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::{ExecStart, ProcessExit};
 use aegis_wire::pipe::mux::Stream;
@@ -33,7 +34,7 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
     let mut exit = limited(Arc::clone(&machine), child, deadline);
     let exit = output::pump(outputs, &mut exit, &mut host).await;
     // An unknown end can only be told as such.
-    let exit = exit.unwrap_or(ProcessExit { code: -1, signal: None, timed_out: false });
+    let exit = exit.unwrap_or(output::UNKNOWN);
     host.end(&last_frame(Kind::Exit, &exit)).await;
     feeder.abort();
 }
@@ -65,6 +66,25 @@ async fn within(
         Err(_) => {
             let timed_out = machine.starter.reaper.signal_group(pid, Signal::KILL);
             exit.await.ok().map(|exit| ProcessExit { timed_out, ..exit })
+        }
+    }
+}
+
+/// Gives a command whose client is gone a moment to end by itself. What it let go on in groups of
+/// its own is as free as on any Unix.
+pub async fn hang_up(
+    machine: &Machine,
+    pid: Pid,
+    mut exit: oneshot::Receiver<ProcessExit>,
+) -> Option<ProcessExit> {
+    let reaper = &machine.starter.reaper;
+    reaper.signal_group(pid, Signal::HUP);
+    reaper.signal_group(pid, Signal::CONT);
+    match tokio::time::timeout(GUEST_STOP_GRACE, &mut exit).await {
+        Ok(exit) => exit.ok(),
+        Err(_) => {
+            reaper.signal_group(pid, Signal::KILL);
+            exit.await.ok()
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::guest::Guest;
 use crate::hands::Hands;
 use crate::names::Opened;
 use crate::note::note;
+use crate::primary::Seat;
 use crate::process::{HOME, Starter, Wish, environment};
 use crate::uevents::Uevents;
 use crate::user::{self, User};
@@ -85,11 +86,14 @@ struct Life {
     names: Opened,
     primary: Option<Primary>,
     streams: Option<mpsc::Receiver<Stream>>,
+    // What the primary process is to run, while it waits for its client.
+    waiting: Option<(Vec<String>, Seat)>,
 }
 
 /// What execs take over from the primary process.
 struct Primary {
-    pid: Pid,
+    // None while it waits for its client.
+    pid: Option<Pid>,
     environment: BTreeMap<String, String>,
     directory: String,
     user: Option<User>,
@@ -114,6 +118,7 @@ impl Machine {
             names: Opened::default(),
             primary: None,
             streams: Some(streams),
+            waiting: None,
         };
         Machine {
             started: Instant::now(),
@@ -163,8 +168,8 @@ impl Machine {
         self.lock().based = Some(disks);
     }
 
-    /// Starts the primary process, once.
-    pub async fn run(self: &Arc<Machine>, run: Run) -> Result<Pid, RpcError> {
+    /// Starts the primary process, once, or has it wait for its client: then it has no id yet.
+    pub async fn run(self: &Arc<Machine>, run: Run) -> Result<Option<Pid>, RpcError> {
         // Who takes the streams is the one who may try.
         let streams = {
             let mut life = self.lock();
@@ -194,9 +199,15 @@ impl Machine {
         all.extend(run.env);
         let directory = run.cwd.unwrap_or_else(|| HOME.to_owned());
         let wish = Wish { command: run.command, environment: all, directory, user };
-        let started = primary::start(self, &wish, streams).await;
+        let started = match run.attach {
+            true => {
+                primary::wait(self);
+                Ok((None, Some(Seat::own(streams))))
+            }
+            false => primary::start(self, &wish, streams).await.map(|pid| (Some(pid), None)),
+        };
         let mut life = self.lock();
-        let pid = started.map_err(|(error, streams)| {
+        let (pid, seat) = started.map_err(|(error, streams)| {
             self.guest.hold(None);
             life.streams = Some(streams);
             error
@@ -205,7 +216,8 @@ impl Machine {
         if life.phase == Phase::Itself {
             life.phase = Phase::Running;
         }
-        let Wish { environment, directory, user, .. } = wish;
+        let Wish { command, environment, directory, user } = wish;
+        life.waiting = seat.map(|seat| (command, seat));
         life.primary = Some(Primary { pid, environment, directory, user });
         Ok(pid)
     }
@@ -334,6 +346,31 @@ impl Machine {
         Ok(Wish { command: start.command, environment: all, directory, user })
     }
 
+    /// The same of one that is started for a client, which may be the primary process.
+    pub fn take_seat(&self, start: ExecStart) -> Result<(Wish, Seat), RpcError> {
+        let mut wish = self.wish(start)?;
+        if !wish.command.is_empty() {
+            return Ok((wish, Seat::beside()));
+        }
+        let (command, seat) = self.lock().waiting.take().ok_or_else(|| {
+            RpcError::new(CODE_CONFLICT, "its own command does not wait for anybody")
+        })?;
+        wish.command = command;
+        Ok((wish, seat))
+    }
+
+    /// The place of a primary process that still waits.
+    pub fn empty_seat(&self) -> Option<Seat> {
+        self.lock().waiting.take().map(|(_, seat)| seat)
+    }
+
+    /// Who waited is there.
+    pub fn is_primary(&self, pid: Pid) {
+        if let Some(primary) = &mut self.lock().primary {
+            primary.pid = Some(pid);
+        }
+    }
+
     /// Whether it has files of its own: none before its identity, none that are safe at its end.
     pub fn has_files(&self) -> bool {
         matches!(self.lock().phase, Phase::Itself | Phase::Running)
@@ -341,7 +378,7 @@ impl Machine {
 
     /// The primary process, while it runs or its end is not yet known.
     pub fn primary(&self) -> Option<Pid> {
-        self.lock().primary.as_ref().map(|primary| primary.pid)
+        self.lock().primary.as_ref().and_then(|primary| primary.pid)
     }
 
     /// Forbids every later start; gives the disk that is to be made clean.

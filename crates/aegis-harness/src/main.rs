@@ -10,6 +10,7 @@
 //! ```
 //! A panic here ends the machine: the kernel stops without its first process, and the host sees it.
 
+mod attached;
 mod boot;
 mod cage;
 mod calls;

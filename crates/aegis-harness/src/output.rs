@@ -19,6 +19,9 @@ pub const LINGER: Duration = Duration::from_millis(250);
 /// What a pipe holds at most by default limits of the kernel, bytes.
 const PIPE_MAX: usize = 1 << 20;
 
+/// An end of which nobody knows more.
+pub const UNKNOWN: ProcessExit = ProcessExit { code: -1, signal: None, timed_out: false };
+
 /// Where frames go.
 pub trait Sink {
     /// Takes a whole frame; waits as long as the other side wants.

@@ -6,20 +6,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use aegis_wire::bounds::{GUEST_STOP_GRACE, TERMINAL_INPUT_MAX, TERMINAL_STALL};
+use aegis_wire::bounds::{ATTACH_DEADLINE, TERMINAL_INPUT_MAX, TERMINAL_STALL};
 use aegis_wire::channel::output::Kind;
-use aegis_wire::channel::rpc::RpcError;
-use aegis_wire::channel::{ExecStart, ProcessExit, Tty, WindowSize};
+use aegis_wire::channel::{ExecStart, Tty, WindowSize};
 use aegis_wire::pipe::mux::Stream;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
 use tokio::io::ReadHalf;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::exec::{Host, limited};
+use crate::exec::{Host, hang_up, limited};
 use crate::machine::Machine;
-use crate::output::{self, Source, last_frame};
+use crate::output::{self, Source, UNKNOWN, last_frame};
 use crate::process::Unable;
 use crate::{pty, sys};
 
@@ -31,45 +29,45 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart, tty:
     let (from_host, to_host) = tokio::io::split(stream);
     let mut host = Host::new(to_host);
     let deadline = start.timeout_secs.map(std::time::Duration::from_secs);
+    let (wish, seat) = match machine.take_seat(start) {
+        Ok(begun) => begun,
+        Err(error) => return host.end(&last_frame(Kind::Failed, &error)).await,
+    };
     let started = async {
-        let wish = machine.wish(start)?;
-        let (child, master) =
-            machine.starter.start_at_terminal(&wish, tty.size).await.map_err(|e| e.answer())?;
-        let watched = sys::watch_both(master).map_err(|e| Unable::System(e).answer())?;
-        Ok::<_, RpcError>((child, watched))
+        let (child, master) = machine.starter.start_at_terminal(&wish, tty.size).await?;
+        let watched = sys::watch_both(master).map_err(Unable::System)?;
+        Ok::<_, Unable>((child, watched))
     };
     let (child, master) = match started.await {
         Ok(started) => started,
-        Err(error) => return host.end(&last_frame(Kind::Failed, &error)).await,
+        Err(unable) => {
+            host.end(&last_frame(Kind::Failed, &unable.answer())).await;
+            return seat.leave(&machine, None).await;
+        }
     };
+    seat.taken_by(&machine, &child);
     let pid = child.pid;
     let mut exit = limited(Arc::clone(&machine), child, deadline);
     let (frames_in, frames) = mpsc::channel(FRAMES);
-    let reader = tokio::spawn(read(from_host, frames_in));
+    let mut reader = tokio::spawn(read(from_host, frames_in));
     let ended = tokio::select! {
         // An unknown end can only be told as such.
         ended = output::pump(Screen(&master), &mut exit, &mut host) => Some(ended.unwrap_or(UNKNOWN)),
         () = obey(frames, &master) => None,
     };
-    reader.abort();
     // Nobody's terminal from here on: who still sits at it gets SIGHUP from the kernel.
     drop(master);
-    match ended {
-        Some(ended) => host.end(&last_frame(Kind::Exit, &ended)).await,
+    let ended = match ended {
+        Some(ended) => {
+            host.end(&last_frame(Kind::Exit, &ended)).await;
+            // Ends when nobody takes its words, or when the other side, which has it all, leaves.
+            let _ = tokio::time::timeout(ATTACH_DEADLINE, &mut reader).await;
+            Some(ended)
+        }
         None => hang_up(&machine, pid, exit).await,
-    }
-}
-
-const UNKNOWN: ProcessExit = ProcessExit { code: -1, signal: None, timed_out: false };
-
-/// Gives the command a moment to end by itself after its terminal is gone. What it let go on in
-/// groups of its own is as free as on any Unix.
-async fn hang_up(machine: &Machine, pid: Pid, mut exit: oneshot::Receiver<ProcessExit>) {
-    machine.starter.reaper.signal_group(pid, Signal::HUP);
-    machine.starter.reaper.signal_group(pid, Signal::CONT);
-    if tokio::time::timeout(GUEST_STOP_GRACE, &mut exit).await.is_err() {
-        machine.starter.reaper.signal_group(pid, Signal::KILL);
-    }
+    };
+    reader.abort();
+    seat.leave(&machine, ended).await;
 }
 
 /// What a terminal shows.

@@ -177,6 +177,7 @@ impl Commit {
             authorized_key: None,
             given: Default::default(),
             origin: Some(Origin { commit: self.id.clone(), memory }),
+            attach: false,
         })
     }
 

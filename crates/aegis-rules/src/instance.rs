@@ -60,6 +60,8 @@ pub struct Spec {
     pub given: Given,
     /// The commit that it starts from.
     pub origin: Option<Origin>,
+    /// The primary process waits for a client of the host's, and is that one's.
+    pub attach: bool,
 }
 
 /// What a machine starts from besides its image; its disk lies over the commit's, for good.
@@ -90,6 +92,7 @@ impl Spec {
             authorized_key: None,
             given: Given::default(),
             origin: None,
+            attach: false,
         }
     }
 }

@@ -43,6 +43,7 @@ fn spec() -> Spec {
         authorized_key: None,
         given: Given::default(),
         origin: None,
+        attach: false,
     }
 }
 

@@ -42,6 +42,7 @@ fn spec() -> Spec {
         authorized_key: None,
         given: Given::default(),
         origin: None,
+        attach: false,
     }
 }
 

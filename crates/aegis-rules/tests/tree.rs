@@ -48,6 +48,7 @@ fn spec(size: u32) -> Spec {
         authorized_key: None,
         given: Given::default(),
         origin: None,
+        attach: false,
     }
 }
 

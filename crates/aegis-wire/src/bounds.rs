@@ -14,8 +14,9 @@ pub const RPC_MESSAGE_MAX: usize = 1024 * 1024;
 /// JSON values of one message from a machine: more than any of them needs, and no more than a few
 /// megabytes in memory.
 pub const RPC_VALUES_MAX: usize = 16 * 1024;
-/// Largest JSON line on a worker's socket, bytes: a launch with env and command fits.
-pub const WORKER_LINE_MAX: usize = 2 * 1024 * 1024;
+/// Largest JSON line on a worker's socket, bytes: a launch with env and command fits, and a command
+/// with its input.
+pub const WORKER_LINE_MAX: usize = 3 * 1024 * 1024;
 /// JSON-RPC requests in flight per direction and machine (contracts/aegis.md 5).
 pub const RPC_IN_FLIGHT_MAX: usize = 64;
 /// Streams that the host opens on one machine's channel at a time: execs, port connections.
@@ -53,10 +54,22 @@ pub const TERMINAL_INPUT_MAX: usize = 256 * 1024;
 /// A program that takes nothing for so long, with all that may wait waiting, loses it: the end of the
 /// session comes behind it.
 pub const TERMINAL_STALL: Duration = Duration::from_secs(60);
-/// Terminals that a host has open at a time.
-pub const TERMINALS_MAX: usize = 64;
-/// A terminal's client says within this what to run, and reads within this how it ended.
-pub const TERMINAL_DEADLINE: Duration = Duration::from_secs(10);
+/// Commands that a host's clients are attached to at a time.
+pub const ATTACHED_MAX: usize = 256;
+/// An attached client says within this what to run, and reads within this how it ended.
+pub const ATTACHED_DEADLINE: Duration = Duration::from_secs(10);
+/// It is asked so often whether it is still there: where a command takes no input, its client is not
+/// read from.
+pub const ATTACHED_PING: Duration = Duration::from_secs(5);
+/// Bytes of standard input that are under way to a command, beyond what it has taken.
+pub const STDIN_WINDOW: usize = 256 * 1024;
+/// Standard input of a command that is said with it, bytes.
+pub const STDIN_GIVEN_MAX: usize = 1024 * 1024;
+/// What an attached command's output makes of log entries, bytes; the rest is its client's alone, and
+/// washes nothing out of the log.
+pub const ATTACHED_LOG_MAX: usize = 1024 * 1024;
+/// A machine whose own command waits for a client ends after this without one.
+pub const ATTACH_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest path in a machine, bytes: what Linux takes, without its zero byte.
 pub const FILE_PATH_MAX: usize = 4096;
 /// Longest name of a directory's entry, bytes.
@@ -211,5 +224,9 @@ const _: () = assert!(WORKSPACE_IN_FLIGHT_MAX < WORKSPACE_UNHEARD_MAX);
 const _: () =
     assert!(WORKSPACE_IN_FLIGHT_MAX * WORKSPACE_TRANSFER_MAX <= WORKSPACE_UNHEARD_BYTES_MAX);
 const _: () = assert!(SECRETS_INJECTED_MAX + COMMAND_BYTES_MAX < RPC_MESSAGE_MAX);
+const _: () = assert!(
+    STDIN_GIVEN_MAX.div_ceil(3) * 4 + 6 * COMMAND_BYTES_MAX < WORKER_LINE_MAX,
+    "base64, and JSON that writes a byte as six"
+);
 const _: () = assert!(SECRET_VALUE_MAX < HOST_BODY_MAX / 6, "JSON may write a byte as six");
 const _: () = assert!(GUEST_PARAMS_MAX < RPC_MESSAGE_MAX && GUEST_PARAMS_MAX < WORKER_LINE_MAX);

@@ -12,6 +12,7 @@ pub mod guest;
 pub mod output;
 pub mod rpc;
 mod tty;
+mod window;
 pub mod workspace;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use tty::{BadTty, Term, Tty, WindowSize};
+pub use window::{BadWindow, Window};
 
 /// First message on a stream that the host opens: length-prefixed JSON (`u32` big-endian).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +31,8 @@ pub enum StreamHead {
     /// Output of the primary process as [`output`] frames, machine → host. Opened before `run`.
     Logs,
     /// Runs a command; [`output`] frames both ways; ends with an exit frame. At a terminal
-    /// ([`ExecStart::tty`]) the end of the stream hangs up: the session gets SIGHUP.
+    /// ([`ExecStart::tty`]), and attached ([`ExecStart::attached`]), the end of the stream hangs up:
+    /// the session gets SIGHUP.
     Exec(ExecStart),
     /// Bytes to and from a TCP port inside. The harness first answers one byte: [`PORT_OPEN`] or
     /// [`PORT_REFUSED`] (then it closes). Each direction closes on its own.
@@ -57,7 +60,8 @@ pub const PORT_REFUSED: u8 = 1;
 /// A command to run beside the primary process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExecStart {
-    /// Program and arguments; the program is looked up in the machine's PATH.
+    /// Program and arguments; the program is looked up in the machine's PATH. None, attached or at a
+    /// terminal: the primary process, where that waits for this ([`Run::attach`]).
     pub command: Vec<String>,
     /// Added to (and over) the environment of the primary process.
     #[serde(default)]
@@ -71,6 +75,10 @@ pub struct ExecStart {
     /// Runs it at a terminal of its own instead of at pipes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<Tty>,
+    /// Its standard input is somebody's who stays with it: within a [`Window`], and when they leave
+    /// the command is hung up, so that it never takes a part of its input for the whole.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attached: bool,
 }
 
 /// How a process ended.
@@ -152,6 +160,10 @@ pub struct Run {
     /// `NAME` or number, and perhaps `:GROUP`, as the machine's own files know them; root when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// It starts once a client attaches to it ([`ExecStart::command`]), and is that one's; without
+    /// one within [`crate::bounds::ATTACH_DEADLINE`] it ends as hung up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attach: bool,
     /// Ports that the outside may reach.
     #[serde(default)]
     pub expose_ports: Vec<u16>,
@@ -181,7 +193,7 @@ pub struct Own {
 /// Answer to `run`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Started {
-    /// Process id inside.
+    /// Process id inside; 0 while it waits for its client.
     pub pid: i32,
 }
 

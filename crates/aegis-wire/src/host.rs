@@ -23,7 +23,7 @@ mod tree;
 mod workspace;
 
 pub use commits::{CommitBody, CommitShape, FORKS_MAX, Fork, ForkBody};
-pub use exec::{ExecBody, TerminalBody, TerminalControl};
+pub use exec::{ATTACHED_STDERR, ATTACHED_STDOUT, AttachBody, AttachControl, Exec, ExecBody};
 use exec::{check_command, check_cwd, check_env};
 pub(crate) use given::services;
 pub use given::{SecretBody, SecretList, SecretShape, SecretsBody};
@@ -108,6 +108,9 @@ pub struct CreateBody {
     /// Name of the kit that this comes from: what it may do lies within what the host lets kits have.
     #[serde(default)]
     pub kit: Option<String>,
+    /// Its command waits for the host's client, and is that one's: see [`AttachBody::command`].
+    #[serde(default)]
+    pub attach: bool,
 }
 
 /// A request for an instance, parsed; what is absent gets the host's default.
@@ -135,6 +138,7 @@ pub struct Create {
     pub disk_only: bool,
     pub from: Option<String>,
     pub kit: Option<String>,
+    pub attach: bool,
 }
 
 impl CreateBody {
@@ -197,6 +201,7 @@ impl CreateBody {
             disk_only: self.disk_only,
             from: self.from,
             kit: self.kit,
+            attach: self.attach,
         })
     }
 }

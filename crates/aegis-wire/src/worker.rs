@@ -5,7 +5,7 @@
 //!   makes RUN_DIR (0700), RUN_DIR/lock, binds RUN_DIR/worker.sock,
 //!   starts the worker with the listening socket as fd 0        takes an exclusive flock on RUN_DIR/lock
 //!   connects, says {"op":"launch",…}            ──▶            boots; answers Event lines until the end
-//!   other connections: watch, freeze, thaw, stop, exec, terminal, port
+//!   other connections: watch, freeze, thaw, stop, exec, attach, port
 //! ```
 //! Each connection begins with one JSON line, a [`Request`] of at most
 //! [`crate::bounds::WORKER_LINE_MAX`] bytes. A worker holds its lock as long as it lives, outlives
@@ -97,11 +97,17 @@ pub enum Request {
         exec_id: String,
         /// What to run.
         start: ExecStart,
+        /// All that it reads, base64; at most [`crate::bounds::STDIN_GIVEN_MAX`] bytes.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        stdin: String,
     },
-    /// Runs a command at a terminal ([`ExecStart::tty`]). Answer: one [`Reply`], then
-    /// [`crate::channel::output`] frames both ways, as the machine's exec stream has them; nothing of
-    /// it is logged. The command is hung up when the asker leaves.
-    Terminal {
+    /// Runs a command at a terminal ([`ExecStart::tty`]), or attached ([`ExecStart::attached`]).
+    /// Answer: one [`Reply`], then [`crate::channel::output`] frames both ways, as the machine's exec
+    /// stream has them. The command is hung up when the asker leaves. Of one that is attached,
+    /// output is logged up to [`crate::bounds::ATTACHED_LOG_MAX`]; of a terminal nothing.
+    Attach {
+        /// Chosen by aegisd.
+        exec_id: String,
         /// What to run.
         start: ExecStart,
     },

@@ -232,7 +232,7 @@ where
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing inside answered"))??;
     lines::write(asker, &Reply::ok()).await?;
-    terminal::carry(inside, asker).await;
+    terminal::carry(inside, asker, None).await;
     Ok(())
 }
 

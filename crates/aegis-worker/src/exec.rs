@@ -2,12 +2,13 @@
 
 use std::io;
 
+use aegis_wire::bounds::OUTPUT_CHUNK_MAX;
 use aegis_wire::channel::output::{self, Kind};
 use aegis_wire::channel::rpc::RpcError;
 use aegis_wire::channel::{ExecStart, ProcessExit, StreamHead};
 use aegis_wire::logs::{ExecDone, ExecStarted, Source};
 use aegis_wire::pipe::mux::Stream;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::watch;
 
 use crate::lines;
@@ -38,23 +39,32 @@ impl<W: AsyncWrite + Unpin> Asker<W> {
     }
 }
 
-/// Runs a command to its end, whether or not the asker stays. `Err` when it was not begun: then
-/// nothing was sent.
+/// Runs a command to its end, whether or not the asker stays; `stdin` is all that it reads. `Err` when
+/// it was not begun: then nothing was sent.
 pub async fn run<W: AsyncWrite + Unpin>(
     session: &Session,
     log: &Log,
     mut asker: Asker<W>,
     exec_id: String,
     start: ExecStart,
+    stdin: &[u8],
 ) -> io::Result<()> {
-    // Nobody has anything to say to it: its standard input ends right away.
-    let no_input = output::header(Kind::StdinEnd, 0);
-    let stream = relay::open_stream(&session.mux, &StreamHead::Exec(start), &no_input).await?;
+    let stream = relay::open_stream(&session.mux, &StreamHead::Exec(start), &[]).await?;
+    let (from_inside, to_inside) = tokio::io::split(stream);
     let started = ExecStarted { exec_id: exec_id.clone(), started_at: logs::now() };
     asker.send(&lines::line(&started)?).await;
     let mut recorder = Recorder::new(log.instance_id(), Source::Exec, Some(exec_id.clone()));
     let mut done = ExecDone { exec_id, exit_code: None, done: true, error: None };
-    match pass_on(stream, &mut recorder, log, &mut asker).await {
+    let fed = async {
+        // It needs not read any of it.
+        let _ = feed(to_inside, stdin).await;
+        std::future::pending().await
+    };
+    let ended = tokio::select! {
+        ended = pass_on(from_inside, &mut recorder, log, &mut asker) => ended,
+        ended = fed => ended,
+    };
+    match ended {
         Ok(Some(Ok(exit))) => {
             done.exit_code = Some(exit.code);
             done.error = exit.timed_out.then(|| "its deadline ended it".to_owned());
@@ -67,6 +77,16 @@ pub async fn run<W: AsyncWrite + Unpin>(
     }
     asker.send(&lines::line(&done)?).await;
     Ok(())
+}
+
+/// All that a command reads, and the end of it.
+async fn feed<W: AsyncWrite + Unpin>(mut to: W, stdin: &[u8]) -> io::Result<()> {
+    for piece in stdin.chunks(OUTPUT_CHUNK_MAX) {
+        to.write_all(&output::header(Kind::Stdin, piece.len())).await?;
+        to.write_all(piece).await?;
+    }
+    to.write_all(&output::header(Kind::StdinEnd, 0)).await?;
+    to.flush().await
 }
 
 /// Passes the primary process's output on to the log, over however many sessions it takes.
@@ -97,8 +117,8 @@ pub async fn primary(first: Stream, relay: Relay, log: &Log, drained: watch::Sen
 
 /// Frames of one stream → entries → log and asker. Gives how the process ended, or `None` when the
 /// stream ended without a word about that.
-async fn pass_on<W: AsyncWrite + Unpin>(
-    stream: Stream,
+async fn pass_on<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    stream: R,
     recorder: &mut Recorder,
     log: &Log,
     asker: &mut Asker<W>,

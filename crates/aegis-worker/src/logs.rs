@@ -122,12 +122,11 @@ pub enum Output<'a> {
     End(Kind, &'a [u8]),
 }
 
-/// Reads the next frame into `buffer`; `None` at the end of the stream. Frames that only the host
-/// may send are an error.
-pub async fn read_output<'a, R: AsyncRead + Unpin>(
+/// Reads the next frame into `buffer`, header and all; `None` at the end of the stream.
+pub async fn read_frame<R: AsyncRead + Unpin>(
     from: &mut R,
-    buffer: &'a mut Vec<u8>,
-) -> io::Result<Option<Output<'a>>> {
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Kind>> {
     let mut header = [0; HEADER_LEN];
     match from.read_exact(&mut header).await {
         Ok(_) => {}
@@ -136,15 +135,30 @@ pub async fn read_output<'a, R: AsyncRead + Unpin>(
     }
     let (kind, len) = output::parse_header(header).map_err(io::Error::other)?;
     debug_assert!(len <= OUTPUT_CHUNK_MAX, "the parser bounds it");
-    buffer.resize(len, 0);
-    from.read_exact(buffer).await?;
+    buffer.resize(HEADER_LEN + len, 0);
+    buffer[..HEADER_LEN].copy_from_slice(&header);
+    from.read_exact(&mut buffer[HEADER_LEN..]).await?;
+    Ok(Some(kind))
+}
+
+/// Reads the next frame of output; `None` at the end of the stream. What is none is an error.
+pub async fn read_output<'a, R: AsyncRead + Unpin>(
+    from: &mut R,
+    buffer: &'a mut Vec<u8>,
+) -> io::Result<Option<Output<'a>>> {
+    let Some(kind) = read_frame(from, buffer).await? else { return Ok(None) };
+    let buffer = &buffer[HEADER_LEN..];
     Ok(Some(match kind {
         Kind::Stdout => Output::Bytes(Stream::Stdout, buffer),
         Kind::Stderr => Output::Bytes(Stream::Stderr, buffer),
         Kind::Exit | Kind::Failed => Output::End(kind, buffer),
-        Kind::Stdin | Kind::StdinEnd | Kind::Resize | Kind::Answer | Kind::Data | Kind::DataEnd => {
-            return Err(io::Error::other("a frame of the host's own"));
-        }
+        Kind::Stdin
+        | Kind::StdinEnd
+        | Kind::Resize
+        | Kind::Answer
+        | Kind::Data
+        | Kind::DataEnd
+        | Kind::Taken => return Err(io::Error::other("no frame of output")),
     }))
 }
 

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{RPC_DEADLINE, WORKER_LAUNCH_DEADLINE, WORKER_LINE_MAX};
 use aegis_wire::channel::guest::RenewToken;
-use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, RpcError};
+use aegis_wire::channel::rpc::{CODE_INTERNAL, CODE_INVALID, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::channel::{ExecStart, StreamHead, method};
 use aegis_wire::pipe::peer::CallError;
 use aegis_wire::worker::{Event, Launch, MachineState, Reply, Request, Sample};
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, BufReader, ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -25,6 +27,7 @@ use crate::life::{Live, Shared, conflict};
 use crate::net::Net;
 use crate::relay::{Session, USER_STREAMS_MAX};
 use crate::run_dir::RunDir;
+use crate::terminal::Tap;
 use crate::{broker, lines, port, terminal};
 
 /// Connections at a time; more wait in the socket's backlog.
@@ -177,16 +180,19 @@ async fn serve(
             let _ = state.wait_for(|s| matches!(s, MachineState::Ended(_))).await;
             answer(&mut stream, Ok(())).await
         }
-        Request::Exec { exec_id, start } => match awake(shared) {
-            Ok(live) => serve_exec(&live, stream, exec_id, start).await,
+        Request::Exec { exec_id, start, stdin } => match awake(shared) {
+            Ok(live) => serve_exec(&live, stream, exec_id, start, &stdin).await,
             Err(error) => refuse(&mut stream, error).await,
         },
-        Request::Terminal { start } => match awake(shared) {
-            Ok(live) => serve_frames(&live, stream, StreamHead::Exec(start)).await,
+        Request::Attach { exec_id, start } => match awake(shared) {
+            Ok(live) => {
+                let tap = start.tty.is_none().then(|| Tap::new(&live.log, exec_id));
+                serve_frames(&live, stream, StreamHead::Exec(start), tap).await
+            }
             Err(error) => refuse(&mut stream, error).await,
         },
         Request::Files { ask } => match awake(shared) {
-            Ok(live) => serve_frames(&live, stream, StreamHead::Files(ask)).await,
+            Ok(live) => serve_frames(&live, stream, StreamHead::Files(ask), None).await,
             Err(error) => refuse(&mut stream, error).await,
         },
         Request::Port { port } => match awake(shared) {
@@ -336,16 +342,25 @@ async fn serve_exec(
     stream: Stream,
     exec_id: String,
     start: ExecStart,
+    stdin: &str,
 ) -> io::Result<()> {
+    let stdin = STANDARD.decode(stdin).map_err(io::Error::other)?;
     on_session(live, stream, async |session, stream| {
-        exec::run(session, &live.log, Asker::new(stream), exec_id, start).await
+        exec::run(session, &live.log, Asker::new(stream), exec_id, start, &stdin).await
     })
     .await
 }
 
-async fn serve_frames(live: &Live, stream: Stream, head: StreamHead) -> io::Result<()> {
-    on_session(live, stream, async |session, stream| terminal::run(session, stream, head).await)
-        .await
+async fn serve_frames(
+    live: &Live,
+    stream: Stream,
+    head: StreamHead,
+    tap: Option<Tap<'_>>,
+) -> io::Result<()> {
+    on_session(live, stream, async |session, stream| {
+        terminal::run(session, stream, head, tap).await
+    })
+    .await
 }
 
 async fn serve_port(live: &Live, stream: Stream, port: u16) -> io::Result<()> {
@@ -408,7 +423,9 @@ async fn session(live: &Live) -> Result<Session, RpcError> {
 }
 
 fn crowded() -> RpcError {
-    conflict(format!("{USER_STREAMS_MAX} commands and connections are open on this machine"))
+    // Not a conflict: to wait until the machine runs would not help.
+    let message = format!("{USER_STREAMS_MAX} commands and connections are open on this machine");
+    RpcError::new(CODE_UNAVAILABLE, message)
 }
 
 /// The machine, running or frozen.

@@ -49,6 +49,9 @@ async fn answer(word: &str, stream: &mut Stream) -> io::Result<()> {
             send(stream, Kind::Stdout, &[0xff, 0, b'\n', b'"', b'\\']).await?;
             send(stream, Kind::Exit, br#"{"code":3}"#).await?;
         }
+        // Of an attached client's input: more was taken than was sent, or a part of a number.
+        "overcount" => send(stream, Kind::Taken, &1_u64.to_be_bytes()).await?,
+        "miscount" => send(stream, Kind::Taken, b"abc").await?,
         "endless" => loop {
             send(stream, Kind::Stdout, &[b'x'; OUTPUT_CHUNK_MAX]).await?;
         },

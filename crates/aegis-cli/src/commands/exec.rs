@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use aegis_wire::host::TerminalBody;
+use aegis_wire::host::AttachBody;
 use aegis_wire::logs::{Entry, ExecDone, Stream};
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{Ask, parse_env, terminal};
+use super::{Ask, attach, parse_env, terminal};
 use crate::failure::{EXIT_INTERRUPTED, EXIT_OTHER, Failure, Result};
 use crate::human::parse_seconds;
 use crate::output::{self, Format, say};
@@ -20,15 +20,26 @@ use aegis_wire::path::escape;
 Output comes byte for byte, stdout and stderr apart, and the exit code is the command's. A machine \
 that is still starting is waited for; a paused one is woken.
 
+Without -i and -t the command reads nothing, goes on when this is interrupted, and its output is in \
+the logs. With either it is this program's: when this ends before it, however that comes about, and \
+when the daemon ends, the command gets SIGHUP, and 5 s later SIGKILL. It never takes a part of its \
+input for the whole. With -i its output is in the logs, up to a MiB of them, and its \
+input is not.
+
 Examples:
   aegis exec web -- uname -a
   aegis exec web --env LANG=C --cwd /workspace -- sh -c 'ls -l; exit 3'
   aegis exec web --timeout 30s -- make test
   aegis exec web -- tar -c /etc > etc.tar
+  tar c site | aegis exec -i web -- tar x -C /srv
+  aegis exec -i web -- sh < script
   aegis exec -t web -- bash                  a shell at this terminal")]
 pub struct ExecArgs {
     /// Id or handle of the machine
     name: String,
+    /// Pass standard input on to it, until its end; it ends when this ends
+    #[arg(long, short)]
+    interactive: bool,
     /// Run it at a terminal: this one. Nothing of it goes to the logs, and it ends when this ends
     #[arg(long, short)]
     tty: bool,
@@ -72,11 +83,11 @@ pub async fn exec(ask: &Ask, args: ExecArgs) -> Result<()> {
     let path = format!("/v1/instances/{}/exec", escape(&args.name));
     // Whole seconds, and not none: the contract's unit.
     let timeout_secs = args.timeout.map(|timeout| timeout.ceil().max(1.0) as u64);
-    if args.tty {
-        terminal::check(ask)?;
-        let (command, cwd, tty) = (args.command, args.cwd, terminal::here());
-        let body = TerminalBody { command, env, cwd, timeout_secs, tty };
-        return ended(terminal::run(ask, &path, &body).await?);
+    if args.tty || args.interactive {
+        check(ask, args.tty)?;
+        let (command, cwd) = (Some(args.command), args.cwd);
+        let body = AttachBody { command, env, cwd, timeout_secs, tty: None };
+        return ended(attached(ask, &path, body, args.tty).await?);
     }
     let mut body = json!({ "command": args.command, "env": env });
     if let Some(cwd) = args.cwd {
@@ -91,6 +102,19 @@ pub async fn exec(ask: &Ask, args: ExecArgs) -> Result<()> {
             say("interrupted: the command goes on inside, and its output goes to the logs");
             Err(Failure::Exit(EXIT_INTERRUPTED))
         }
+    }
+}
+
+/// Refuses what can't be asked for from here.
+pub fn check(ask: &Ask, tty: bool) -> Result<()> {
+    if tty { terminal::check(ask) } else { attach::check(ask) }
+}
+
+/// Stays with a command, at this terminal or with standard input as it is, until it has ended.
+pub async fn attached(ask: &Ask, path: &str, body: AttachBody, tty: bool) -> Result<ExecDone> {
+    match tty {
+        true => terminal::run(ask, path, &AttachBody { tty: Some(terminal::here()), ..body }).await,
+        false => attach::run(ask, path, &body).await,
     }
 }
 

@@ -1,10 +1,12 @@
 //! One file per noun, each function one question to the daemon.
 
+mod attach;
 pub mod audit;
 mod build;
 pub mod commit;
 pub mod cp;
 pub mod daemon;
+mod ends;
 pub mod events;
 pub mod exec;
 pub mod files;
@@ -21,7 +23,7 @@ pub mod redeem;
 pub mod run;
 pub mod secret;
 pub mod shape;
-pub mod terminal;
+mod terminal;
 pub mod vers;
 pub mod workspace;
 

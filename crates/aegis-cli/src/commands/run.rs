@@ -1,16 +1,18 @@
 //! `aegis run`: a command in a machine of its own, which is gone afterwards, however it ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aegis_wire::host::AttachBody;
 use aegis_wire::logs::Source;
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::ends::Ends;
 use super::shape::Shape;
 use super::{Ask, exec, image, logs, text};
-use crate::failure::{EXIT_INTERRUPTED, Failure, Result};
+use crate::failure::{Failure, Result};
 use crate::output::{self, Format, say};
 use aegis_wire::path::escape;
 
@@ -23,16 +25,25 @@ const ASK_TIMES: u32 = 200;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The machine is made, the command's output is shown, its exit code becomes ours, and the machine is \
-deleted; also on Ctrl-C.
+deleted; also on Ctrl-C, and when the terminal goes away. With -i or -t the command starts once this \
+program is attached to it, and is hung up when this ends.
 
 Examples:
   aegis run -- uname -a
   aegis run --memory 512M --cpus 1 -- python3 -c 'print(6 * 7)'
   aegis run --image python:3.12-alpine -- python3 -V     pulled, if it is not there
+  aegis run -it -- bash
+  echo hi | aegis run -i -- cat
   aegis run --env WHO=me -- sh -c 'echo $WHO; exit 3'; echo $?")]
 pub struct RunArgs {
     #[command(flatten)]
     shape: Shape,
+    /// Pass standard input on to it, until its end
+    #[arg(long, short)]
+    interactive: bool,
+    /// Run it at a terminal: this one
+    #[arg(long, short)]
+    tty: bool,
     /// The command and its arguments, after `--` [default: the image's own]
     #[arg(last = true, required_unless_present_any = ["kit", "image", "commit"], value_name = "COMMAND")]
     command: Vec<String>,
@@ -46,16 +57,25 @@ struct End {
 
 /// Runs it.
 pub async fn run(ask: &Ask, args: RunArgs) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|e| Failure::because("cannot watch for signals", e))?;
-    let body = args.shape.body(ask, &args.command).await?;
+    let mut ends = Ends::listen()?;
+    let attach = args.interactive || args.tty;
+    let mut body = args.shape.body(ask, &args.command).await?;
+    if attach {
+        exec::check(ask, args.tty)?;
+        body["attach"] = true.into();
+    }
     image::provide(ask, &body).await?;
     let created = ask.client.post("/v1/instances", Some(body)).await?;
     let id = text(&created, "id");
+    let end = async {
+        match attach {
+            true => stay(ask, &id, args.tty).await,
+            false => follow(ask, &id).await,
+        }
+    };
     let end = tokio::select! {
-        end = follow(ask, &id) => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Exit(EXIT_INTERRUPTED)),
-        _ = terminate.recv() => Err(Failure::Exit(EXIT_INTERRUPTED)),
+        end = end => end,
+        code = ends.first() => Err(Failure::Exit(code)),
     };
     // However it ended, nothing stays behind.
     let deleted = ask.client.delete(&format!("/v1/instances/{}", escape(&id))).await;
@@ -78,6 +98,20 @@ pub async fn run(ask: &Ask, args: RunArgs) -> Result<()> {
             Err(Failure::here(message.unwrap_or_else(|| "the machine ended early".into())))
         }
     }
+}
+
+/// Stays with its command, which waits for that, until it ended.
+async fn stay(ask: &Ask, id: &str, tty: bool) -> Result<End> {
+    let path = format!("/v1/instances/{}/exec", escape(id));
+    let own = AttachBody {
+        command: None,
+        env: BTreeMap::new(),
+        cwd: None,
+        timeout_secs: None,
+        tty: None,
+    };
+    let done = exec::attached(ask, &path, own, tty).await?;
+    Ok(End { code: done.exit_code, message: done.error })
 }
 
 /// Shows its output until it ended.

@@ -75,6 +75,12 @@ pub struct ExecChild {
     /// The process group is killed after this long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u64>,
+    /// What it reads, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// What it reads, base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin_b64: Option<String>,
 }
 
 /// `guest.child_logs` → [`Streamed`]. The query of `GET /v1/instances/{id}/logs`.

@@ -3,6 +3,8 @@
 //! Machine → host: [`Kind::Stdout`], [`Kind::Stderr`], then one [`Kind::Exit`] or [`Kind::Failed`].
 //! Host → machine (exec only): [`Kind::Stdin`], [`Kind::StdinEnd`]; at a terminal [`Kind::Stdin`],
 //! [`Kind::Resize`]. What a terminal shows is one stream, [`Kind::Stdout`].
+//! Of an attached exec ([`super::ExecStart::attached`]) the machine tells by [`Kind::Taken`] how much
+//! of its input was taken, and the host sends no more than [`super::Window`] has room for.
 //! What [`super::files`] has in frames is said there.
 
 use crate::bounds::OUTPUT_CHUNK_MAX;
@@ -34,12 +36,17 @@ pub enum Kind {
     Data = 9,
     /// There is no more of it, and it was all.
     DataEnd = 10,
+    /// [`super::Window::bytes`]: how much of standard input the command has taken.
+    Taken = 11,
 }
 
 impl Kind {
     fn parse(byte: u8) -> Option<Kind> {
-        use Kind::{Answer, Data, DataEnd, Exit, Failed, Resize, Stderr, Stdin, StdinEnd, Stdout};
-        let all = [Stdout, Stderr, Exit, Failed, Stdin, StdinEnd, Resize, Answer, Data, DataEnd];
+        use Kind::{
+            Answer, Data, DataEnd, Exit, Failed, Resize, Stderr, Stdin, StdinEnd, Stdout, Taken,
+        };
+        let all =
+            [Stdout, Stderr, Exit, Failed, Stdin, StdinEnd, Resize, Answer, Data, DataEnd, Taken];
         all.into_iter().find(|k| *k as u8 == byte)
     }
 }

@@ -1,16 +1,18 @@
-//! Commands that run beside the primary process: as they are asked for, and what the client of a
-//! terminal says meanwhile.
+//! Commands that run beside the primary process: as they are asked for, and what a client that is
+//! attached to one says meanwhile.
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX};
+use crate::bounds::{COMMAND_BYTES_MAX, COMMAND_WORDS_MAX, STDIN_GIVEN_MAX};
 use crate::channel::{ExecStart, Tty, WindowSize};
 use crate::refusal::Refusal;
 
 /// Body of `POST /v1/instances/{id}/exec`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecBody {
     /// Program and arguments.
@@ -21,17 +23,37 @@ pub struct ExecBody {
     /// Working directory.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// A terminal needs both directions: `true` is refused here, see [`TerminalBody`].
+    /// A terminal needs both directions: `true` is refused here, see [`AttachBody`].
     #[serde(default)]
     pub tty: bool,
     /// The process group is killed after this long; 1 second to 30 days.
     #[serde(default)]
     pub timeout_secs: Option<u64>,
+    /// All that it reads, as text.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// The same, base64.
+    #[serde(default)]
+    pub stdin_b64: Option<String>,
+}
+
+/// A command and all that it reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exec {
+    /// The command.
+    pub start: ExecStart,
+    /// What it reads, base64.
+    pub stdin: String,
 }
 
 impl ExecBody {
     /// Parses every field.
-    pub fn parse(self) -> Result<ExecStart, Refusal> {
+    pub fn parse(self) -> Result<Exec, Refusal> {
+        let stdin = stdin(self.stdin.as_deref(), self.stdin_b64.clone())?;
+        Ok(Exec { start: self.start()?, stdin })
+    }
+
+    fn start(self) -> Result<ExecStart, Refusal> {
         check_command(&self.command, &self.env)?;
         check_env(&self.env)?;
         if self.tty {
@@ -47,16 +69,40 @@ impl ExecBody {
             cwd: check_cwd(self.cwd)?,
             timeout_secs: self.timeout_secs,
             tty: None,
+            attached: false,
         })
     }
 }
 
-/// First message of `GET /v1/instances/{id}/exec` as a WebSocket: a command at a terminal.
+/// Input that is said with its command.
+fn stdin(text: Option<&str>, b64: Option<String>) -> Result<String, Refusal> {
+    let bounded = |len: usize, field: &str, b64: String| match len <= STDIN_GIVEN_MAX {
+        true => Ok(b64),
+        false => {
+            let way = format!("at most {STDIN_GIVEN_MAX} bytes; more goes by a WebSocket");
+            Err(Refusal::field(field, way))
+        }
+    };
+    match (text, b64) {
+        (None, None) => Ok(String::new()),
+        (Some(text), None) => bounded(text.len(), "stdin", STANDARD.encode(text)),
+        (None, Some(b64)) => match STANDARD.decode(&b64) {
+            Ok(bytes) => bounded(bytes.len(), "stdin_b64", b64),
+            Err(_) => Err(Refusal::field("stdin_b64", "base64, with its padding")),
+        },
+        (Some(_), Some(_)) => Err(Refusal::field("stdin_b64", "left out where stdin is given")),
+    }
+}
+
+/// First message of `GET /v1/instances/{id}/exec` as a WebSocket: a command whose client stays with
+/// it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TerminalBody {
-    /// As in [`ExecBody::command`].
-    pub command: Vec<String>,
+pub struct AttachBody {
+    /// As in [`ExecBody::command`]; without one the machine's own, which waits for this
+    /// ([`super::CreateBody::attach`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
     /// As in [`ExecBody::env`].
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -66,26 +112,41 @@ pub struct TerminalBody {
     /// As in [`ExecBody::timeout_secs`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u64>,
-    /// The terminal.
-    pub tty: Tty,
+    /// The terminal; without one it reads and writes pipes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<Tty>,
 }
 
-impl TerminalBody {
+impl AttachBody {
     /// Parses every field.
     pub fn parse(self) -> Result<ExecStart, Refusal> {
-        let TerminalBody { command, env, cwd, timeout_secs, tty } = self;
-        let start = ExecBody { command, env, cwd, tty: false, timeout_secs }.parse()?;
-        Ok(ExecStart { tty: Some(tty), ..start })
+        let AttachBody { command, env, cwd, timeout_secs, tty } = self;
+        let own = command.is_none();
+        // One that passes, in the place of that which nobody says.
+        let command = command.unwrap_or_else(|| vec!["own".to_owned()]);
+        let body = ExecBody { command, env, cwd, timeout_secs, ..ExecBody::default() };
+        let mut start = ExecStart { attached: tty.is_none(), tty, ..body.start()? };
+        if own {
+            start.command.clear();
+        }
+        Ok(start)
     }
 }
 
-/// Every later message of text from the client of a terminal; what is typed comes as bytes.
+/// Every later message of text from an attached client; its command's input comes as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum TerminalControl {
-    /// Its window has this size now.
+pub enum AttachControl {
+    /// Its terminal's window has this size now.
     Resize(WindowSize),
+    /// There is no more input; output still comes. Not of a terminal, where that is a key.
+    StdinEnd,
 }
+
+/// First byte of a message with bytes of standard output, where there is no terminal…
+pub const ATTACHED_STDOUT: u8 = 1;
+/// … and of standard error.
+pub const ATTACHED_STDERR: u8 = 2;
 
 pub(super) fn check_command(
     command: &[String],
@@ -136,12 +197,18 @@ mod tests {
 
     #[test]
     fn a_terminal_is_checked_as_a_command_and_for_its_size() {
-        let parse = |text: &str| serde_json::from_str::<TerminalBody>(text);
+        let parse = |text: &str| serde_json::from_str::<AttachBody>(text);
         let good = r#"{"command":["sh"],"tty":{"size":{"rows":50,"cols":132},"term":"xterm"}}"#;
         let start = parse(good).unwrap().parse().unwrap();
         assert_eq!(start.tty.unwrap().size, WindowSize::new(50, 132).unwrap());
+        assert!(!start.attached);
+        let start = parse(r#"{"command":["sh"]}"#).unwrap().parse().unwrap();
+        assert!(start.attached && start.tty.is_none());
+        let own = parse(r#"{"cwd":"/tmp"}"#).unwrap().parse().unwrap();
+        assert!(own.attached && own.command.is_empty());
+        assert!(parse(r#"{"cwd":"tmp"}"#).unwrap().parse().is_err());
         for bad in [
-            r#"{"command":["sh"]}"#,
+            r#"{"command":"sh"}"#,
             r#"{"command":["sh"],"tty":true}"#,
             r#"{"command":["sh"],"tty":{"size":{"rows":0,"cols":80}}}"#,
             r#"{"command":["sh"],"tty":{"size":{"rows":24,"cols":80},"term":"../x"}}"#,
@@ -155,13 +222,35 @@ mod tests {
 
     #[test]
     fn controls_are_what_they_say() {
-        let parse = |text: &str| serde_json::from_str::<TerminalControl>(text);
+        let parse = |text: &str| serde_json::from_str::<AttachControl>(text);
         let size = WindowSize::new(30, 100).unwrap();
         let text = r#"{"resize":{"rows":30,"cols":100}}"#;
-        assert_eq!(parse(text).unwrap(), TerminalControl::Resize(size));
-        assert_eq!(serde_json::to_string(&TerminalControl::Resize(size)).unwrap(), text);
+        assert_eq!(parse(text).unwrap(), AttachControl::Resize(size));
+        assert_eq!(serde_json::to_string(&AttachControl::Resize(size)).unwrap(), text);
+        assert_eq!(parse(r#""stdin_end""#).unwrap(), AttachControl::StdinEnd);
         for bad in ["", "{}", "[]", r#"{"resize":{"rows":99999,"cols":1}}"#, r#"{"signal":9}"#] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn input_is_bounded_whichever_way_it_is_said() {
+        let parse = |text: Option<String>, b64: Option<String>| {
+            let command = vec!["cat".to_owned()];
+            ExecBody { command, stdin: text, stdin_b64: b64, ..ExecBody::default() }.parse()
+        };
+        assert_eq!(parse(None, None).unwrap().stdin, "");
+        assert_eq!(parse(Some("hi\n".into()), None).unwrap().stdin, "aGkK");
+        assert_eq!(parse(None, Some("aGkK".into())).unwrap().stdin, "aGkK");
+        let most = vec![0xff; STDIN_GIVEN_MAX];
+        assert!(parse(None, Some(STANDARD.encode(&most))).is_ok());
+        for bad in [
+            parse(Some("x".repeat(STDIN_GIVEN_MAX + 1)), None),
+            parse(None, Some(STANDARD.encode([most, vec![0]].concat()))),
+            parse(None, Some("no base64".into())),
+            parse(Some("a".into()), Some("aGkK".into())),
+        ] {
+            assert!(bad.unwrap_err().message.contains("stdin"));
         }
     }
 }

@@ -216,8 +216,13 @@ pub(super) fn spec(commit: &Commit, create: &Create) -> Result<Spec, Refusal> {
         cwd: create.cwd.clone(),
         exposes: create.exposes.clone(),
     })?;
+    if create.attach && spec.origin.as_ref().is_some_and(|origin| origin.memory) {
+        let what = "left out: what goes on from a commit's memory runs already";
+        return Err(Refusal::field("attach", what));
+    }
     Ok(Spec {
         handle: create.handle.clone(),
+        attach: create.attach,
         idle_policy: create.idle_policy,
         given: instances::given(create),
         ..spec

@@ -217,6 +217,7 @@ fn bare(image: ImageRef, command: Vec<String>, invite: &Invite) -> Spec {
         authorized_key: None,
         given: Given::default(),
         origin: None,
+        attach: false,
     }
 }
 

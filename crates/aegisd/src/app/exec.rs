@@ -5,15 +5,15 @@ use std::time::Duration;
 use aegis_rules::instance::{InstanceState, Wanted};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::bounds::GUEST_CALL_DEADLINE;
-use aegis_wire::channel::ExecStart;
-use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_NOT_FOUND};
+use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::host::Exec;
 use aegis_wire::logs::ExecDone;
 use aegis_wire::words::InstanceId;
 use aegis_wire::worker::Reply;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use super::{App, Error, instance_not_found};
+use super::{App, Error, frames, instance_not_found};
 use crate::ctx::InUse;
 use crate::keys;
 use crate::ledger;
@@ -39,16 +39,16 @@ pub struct Running {
 pub(super) async fn run(
     app: &App,
     id: &InstanceId,
-    start: ExecStart,
+    ask: Exec,
     wait: Duration,
 ) -> Result<Running, Error> {
-    once_running(app, id, wait, || attempt(app, id, start.clone())).await
+    once_running(app, id, wait, || attempt(app, id, ask.clone())).await
 }
 
 /// `None` where the machine does not run at this instant.
-async fn attempt(app: &App, id: &InstanceId, start: ExecStart) -> Result<Option<Running>, Error> {
+async fn attempt(app: &App, id: &InstanceId, ask: Exec) -> Result<Option<Running>, Error> {
     let exec_id = keys::uuid()?;
-    let mut lines = lifecycle::exec(&app.ctx, id, exec_id.clone(), start).await?;
+    let mut lines = lifecycle::exec(&app.ctx, id, exec_id.clone(), ask.start, ask.stdin).await?;
     if still_frozen(&mut lines).await? {
         return Ok(None);
     }
@@ -103,11 +103,7 @@ impl Running {
             return Err(Refusal::new(Code::InstanceState, message).into());
         };
         if let Ok(Reply { error: Some(error), .. }) = serde_json::from_slice::<Reply>(&first) {
-            return Err(match error.code {
-                CODE_CONFLICT => Refusal::new(Code::InstanceState, error.message).into(),
-                CODE_NOT_FOUND => Refusal::new(Code::InvalidField, error.message).into(),
-                _ => Error::Machine(error.message),
-            });
+            return Err(frames::refused(error));
         }
         Ok(Running { lines, first: Some(first), exec_id, done: false, _in_use: in_use })
     }

@@ -5,7 +5,7 @@ use std::io;
 
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_wire::channel::output::{HEADER_LEN, Kind, header, parse_header};
-use aegis_wire::channel::rpc::CODE_CONFLICT;
+use aegis_wire::channel::rpc::{CODE_CONFLICT, CODE_NOT_FOUND, CODE_UNAVAILABLE, RpcError};
 use aegis_wire::words::InstanceId;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
@@ -20,12 +20,22 @@ pub fn connected(
     match done {
         Ok(connection) => Ok(Some(connection)),
         Err(WorkerError::Refused(e)) if e.code == CODE_CONFLICT => Ok(None),
-        Err(WorkerError::Refused(e)) => Err(Error::Machine(e.message)),
+        Err(WorkerError::Refused(e)) => Err(refused(e)),
         Err(WorkerError::Gone(_)) => {
             let message = format!("the machine of {id} ended");
             Err(Refusal::new(Code::InstanceState, message).into())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What a worker's refusal means to who asked.
+pub fn refused(error: RpcError) -> Error {
+    match error.code {
+        CODE_CONFLICT => Refusal::new(Code::InstanceState, error.message).into(),
+        CODE_NOT_FOUND => Refusal::new(Code::InvalidField, error.message).into(),
+        CODE_UNAVAILABLE => Refusal::new(Code::NoCapacity, error.message).into(),
+        _ => Error::Machine(error.message),
     }
 }
 

@@ -11,9 +11,8 @@ use aegis_rules::given::Given;
 use aegis_rules::guest::Guest;
 use aegis_rules::instance::{Asked, Instance, InstanceState, Spec, Verb, Wanted, ask, subtree};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::channel::ExecStart;
 use aegis_wire::egress::ServiceName;
-use aegis_wire::host::{Create, InstanceShape};
+use aegis_wire::host::{Create, Exec, InstanceShape};
 use aegis_wire::words::{CpuMillis, DiskBytes, Handle, InstanceId, Limits, MemoryMb, Time, Tree};
 
 use super::exec::{self, Running};
@@ -235,6 +234,7 @@ pub(super) fn spec(
         authorized_key: None,
         given: given(create),
         origin: None,
+        attach: create.attach,
     })
 }
 
@@ -414,9 +414,9 @@ pub async fn prune(host: Host, app: &App, older_ms: u64) -> Result<Vec<InstanceI
 }
 
 /// Runs a command; waits for a starting machine, wakes a paused one.
-pub async fn exec(_: Host, app: &App, name: &str, start: ExecStart) -> Result<Running, Error> {
+pub async fn exec(_: Host, app: &App, name: &str, ask: Exec) -> Result<Running, Error> {
     let id = to_run_in(app, name).await?;
-    exec::run(app, &id, start, exec::HOST_WAIT).await
+    exec::run(app, &id, ask, exec::HOST_WAIT).await
 }
 
 /// The instance in which something is to run; a paused one is asked to wake.

@@ -1,6 +1,7 @@
 //! The verbs: one function for each thing that can be asked. Proof of who asks comes first, then the
 //! context, then the parsed request; what is decided is for the rules.
 
+pub mod attach;
 pub mod audit;
 pub mod commits;
 pub mod couch;
@@ -17,7 +18,6 @@ pub mod logs;
 pub mod metrics;
 pub mod ports;
 pub mod secrets;
-pub mod terminal;
 pub mod tree;
 pub mod vers;
 pub mod workspaces;

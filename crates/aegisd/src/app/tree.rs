@@ -11,10 +11,9 @@ use aegis_rules::instance::{Expose, Instance, Origin, subtree};
 use aegis_rules::refusal::{Code, Refusal};
 use aegis_rules::request::Wish;
 use aegis_rules::spawn::{self, Permit};
-use aegis_wire::channel::ExecStart;
 use aegis_wire::channel::files::FileAsk;
 use aegis_wire::host::{
-    AccessShape, CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, LeaseShape,
+    AccessShape, CapabilityShape, ChildShape, Create, Endpoint, EnvelopeShape, Exec, LeaseShape,
     LimitsShape, SelfShape, StatusWord,
 };
 use aegis_wire::words::{DiskBytes, DurationMs, InstanceId, Port, Time};
@@ -109,6 +108,9 @@ pub async fn spawn(caller: &Caller, app: &App, create: Create) -> Result<ChildSh
     let fresh = keys::instance_id(now)?;
     if create.kit.is_some() {
         return Err(Refusal::field("kit", "absent: only a host starts kits").into());
+    }
+    if create.attach {
+        return Err(Refusal::field("attach", "left out: only a host's client attaches").into());
     }
     if create.commit.is_some() {
         let refusal = Refusal::field("commit", "left out: commits are the host's");
@@ -316,19 +318,14 @@ pub async fn delete(caller: &Caller, app: &App, name: &str) -> Result<StatusWord
 }
 
 /// Runs a command in a child; waits for a starting one, wakes a paused one.
-pub async fn exec(
-    caller: &Caller,
-    app: &App,
-    name: &str,
-    start: ExecStart,
-) -> Result<Running, Error> {
+pub async fn exec(caller: &Caller, app: &App, name: &str, ask: Exec) -> Result<Running, Error> {
     let name = name.to_owned();
-    let command = start.command.clone();
+    let command = ask.start.command.clone();
     let written = act(caller, app, move |facts, caller, now| {
         judge(facts, caller, Request::Exec(&name, &command), now)
     })
     .await?;
-    exec::run(app, &written.id, start, exec::CHILD_WAIT).await
+    exec::run(app, &written.id, ask, exec::CHILD_WAIT).await
 }
 
 /// Asks for something with a child's files; waits for a starting one, wakes a paused one. What

@@ -13,8 +13,7 @@ use std::collections::BTreeMap;
 use aegis_rules::change::Change;
 use aegis_rules::instance::{Instance, InstanceState, Verb, Wanted};
 use aegis_rules::refusal::{Code, Refusal};
-use aegis_wire::channel::ExecStart;
-use aegis_wire::host::CreateBody;
+use aegis_wire::host::{CreateBody, Exec};
 use aegis_wire::vers::{
     LABEL_BYTES_MAX, LABELS_MAX, Vm, VmConfig, VmMetadata, VmState, WrittenState,
 };
@@ -194,12 +193,12 @@ pub async fn remove(host: Host, app: &App, vm: &Uuid) -> Result<(), Error> {
 }
 
 /// Runs a command.
-pub async fn exec(host: Host, app: &App, vm: &Uuid, start: ExecStart) -> Result<Running, Error> {
+pub async fn exec(host: Host, app: &App, vm: &Uuid, ask: Exec) -> Result<Running, Error> {
     let instance = find(host, app, vm)?;
     if instance.state == InstanceState::Stopped {
         return Err(Refusal::new(Code::InstanceState, "the machine is dead").into());
     }
-    instances::exec(host, app, instance.id.as_str(), start).await
+    instances::exec(host, app, instance.id.as_str(), ask).await
 }
 
 #[cfg(test)]

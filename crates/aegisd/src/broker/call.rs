@@ -157,16 +157,18 @@ async fn verb(
         }
         method::EXEC_CHILD => {
             let ask: guest::ExecChild = parse(params)?;
-            let start = ExecBody {
+            let exec = ExecBody {
                 command: ask.command,
                 env: ask.env,
                 cwd: ask.cwd,
                 tty: false,
                 timeout_secs: ask.timeout_secs,
+                stdin: ask.stdin,
+                stdin_b64: ask.stdin_b64,
             }
             .parse()?;
             let slot = slot()?;
-            let running = tree::exec(caller, app, &ask.child_id, start).await?;
+            let running = tree::exec(caller, app, &ask.child_id, exec).await?;
             return Ok(Done::Lines(Source::Exec(Box::new(running)), None, slot));
         }
         method::CHILD_LOGS => {

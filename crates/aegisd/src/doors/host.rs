@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::answer::Failure;
 use super::ask::{HostAuth, JsonBody, Named, Params, bad_query};
-use super::{State, stream, terminal};
+use super::{State, attach, stream};
 use crate::app::instances::{self, Created as Made};
 use crate::app::{self, audit, logs, ports};
 use crate::config::ProvisionerKind;
@@ -41,7 +41,7 @@ pub(super) fn routes() -> Router<State> {
         .route("/v1/instances/{id}/disable", post(disable))
         .route("/v1/instances/{id}/pause", post(pause))
         .route("/v1/instances/{id}/resume", post(resume))
-        .route("/v1/instances/{id}/exec", post(exec).get(terminal::exec))
+        .route("/v1/instances/{id}/exec", post(exec).get(attach::exec))
         .route("/v1/instances/{id}/logs", get(read_logs))
         .route("/v1/instances/{id}/envelope", get(envelope))
         .route("/v1/instances/{id}/expose", post(expose))
@@ -201,8 +201,8 @@ async fn exec(
     Named(name): Named,
     JsonBody(value): Body,
 ) -> Answer {
-    let start = body::<ExecBody>(value)?.parse()?;
-    let running = instances::exec(host, &state.app, &name, start).await?;
+    let ask = body::<ExecBody>(value)?.parse()?;
+    let running = instances::exec(host, &state.app, &name, ask).await?;
     Ok(stream::exec(running))
 }
 

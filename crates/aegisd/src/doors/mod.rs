@@ -3,6 +3,7 @@
 
 mod answer;
 mod ask;
+mod attach;
 mod commits;
 mod couch;
 mod events;
@@ -13,7 +14,6 @@ mod images;
 mod limit;
 mod secrets;
 mod stream;
-mod terminal;
 mod trace;
 mod vers;
 mod workspaces;
@@ -25,7 +25,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_wire::bounds::{EVENT_FOLLOWERS_MAX, TERMINALS_MAX};
+use aegis_wire::bounds::{ATTACHED_MAX, EVENT_FOLLOWERS_MAX};
 use anyhow::Context as _;
 use axum::Router;
 use axum::extract::Request;
@@ -60,8 +60,8 @@ pub(crate) struct State {
     listen: SocketAddr,
     /// Who may follow events yet.
     followers: Arc<Semaphore>,
-    /// Who may sit at a terminal yet.
-    terminals: Arc<Semaphore>,
+    /// Who may attach to a command yet.
+    attached: Arc<Semaphore>,
     /// Answers that go on without end, end when this says so.
     stopped: watch::Receiver<bool>,
 }
@@ -92,7 +92,7 @@ pub async fn bind(config: &Config) -> anyhow::Result<Listeners> {
 pub struct Doors {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
-    terminals: Arc<Semaphore>,
+    attached: Arc<Semaphore>,
 }
 
 impl Doors {
@@ -102,8 +102,8 @@ impl Doors {
         for task in self.tasks {
             let _ = task.await;
         }
-        // Who sits at a terminal is told.
-        let told = self.terminals.acquire_many(TERMINALS_MAX as u32);
+        // Who is attached to a command is told.
+        let told = self.attached.acquire_many(ATTACHED_MAX as u32);
         let _ = tokio::time::timeout(DRAIN, told).await;
     }
 }
@@ -116,15 +116,15 @@ pub fn open(listeners: Listeners, app: App) -> Doors {
         rate: Arc::new(RateLimit::new(per_second, burst)),
         listen: listeners.address,
         followers: Arc::new(Semaphore::new(EVENT_FOLLOWERS_MAX)),
-        terminals: Arc::new(Semaphore::new(TERMINALS_MAX)),
+        attached: Arc::new(Semaphore::new(ATTACHED_MAX)),
         stopped: stopped.clone(),
         app,
     };
-    let terminals = Arc::clone(&state.terminals);
+    let attached = Arc::clone(&state.attached);
     let router = routes(state);
     let tcp = tokio::spawn(serve(router.clone(), stopped.clone(), listeners.tcp));
     let unix = tokio::spawn(serve(router, stopped, listeners.unix));
-    Doors { stop, tasks: vec![tcp, unix], terminals }
+    Doors { stop, tasks: vec![tcp, unix], attached }
 }
 
 /// Public and host routes are separate routers; what is in neither is a 404 or a 405.

@@ -47,7 +47,7 @@ pub use pool::has_room;
 pub use remote::sweep as sweep_cloud;
 pub use steps::{commit, warm};
 pub use sweep::sweep;
-pub use worker::{Connection, WorkerError, exec, files, probe, read_line, read_raw, terminal};
+pub use worker::{Connection, WorkerError, attach, exec, files, probe, read_line, read_raw};
 
 /// Wakes drivers; cheap to clone.
 #[derive(Clone)]

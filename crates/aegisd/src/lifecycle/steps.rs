@@ -87,6 +87,7 @@ pub(super) async fn launch(
             env: environment.vars,
             cwd: spec.cwd.clone().or_else(|| image.cwd()),
             user: image.run.user.clone(),
+            attach: spec.attach,
             expose_ports: spec.exposes.iter().map(|e| e.guest_port.get()).collect(),
             own: Own {
                 capability_token: Some(token),

@@ -111,23 +111,25 @@ pub(super) async fn ask(
     tokio::time::timeout(deadline, work).await.map_err(|_| WorkerError::Deadline(deadline))?
 }
 
-/// Runs a command in a machine; what follows on the connection is its NDJSON.
+/// Runs a command in a machine, with all that it reads as base64; what follows on the connection is its NDJSON.
 pub async fn exec(
     ctx: &Ctx,
     id: &InstanceId,
     exec_id: String,
     start: ExecStart,
+    stdin: String,
 ) -> Result<Connection, WorkerError> {
-    say(ctx, id, &Request::Exec { exec_id, start }).await
+    say(ctx, id, &Request::Exec { exec_id, start, stdin }).await
 }
 
-/// Runs a command at a terminal of a machine; what follows on the connection are its frames.
-pub async fn terminal(
+/// Runs a command to which its client stays attached; what follows on the connection are its frames.
+pub async fn attach(
     ctx: &Ctx,
     id: &InstanceId,
+    exec_id: String,
     start: ExecStart,
 ) -> Result<Connection, WorkerError> {
-    ask(ctx, id, &Request::Terminal { start }, 2 * RPC_DEADLINE).await
+    ask(ctx, id, &Request::Attach { exec_id, start }, 2 * RPC_DEADLINE).await
 }
 
 /// Does something with a machine's files; what follows on the connection are its frames.

@@ -2,8 +2,7 @@
 
 use std::io;
 
-use aegis_wire::channel::ExecStart;
-use aegis_wire::host::ExecBody;
+use aegis_wire::host::{Exec as Command, ExecBody};
 use aegis_wire::logs::{Entry, ExecDone as Done, ExecStarted, Stream};
 use aegis_wire::vers::{Exec, ExecDone, StreamLine, StreamName};
 use aegis_wire::words::Uuid;
@@ -34,10 +33,7 @@ pub(super) fn routes() -> Router<State> {
 }
 
 /// What of it can be done here.
-fn start(ask: Exec) -> Result<ExecStart, Failure> {
-    if ask.stdin.is_some_and(|text| !text.is_empty()) {
-        return Err(Failure::not_here("stdin"));
-    }
+fn start(ask: Exec) -> Result<Command, Failure> {
     if ask.exec_id.is_some() {
         return Err(Failure::not_here("an exec_id of the asker's"));
     }
@@ -47,6 +43,8 @@ fn start(ask: Exec) -> Result<ExecStart, Failure> {
         cwd: ask.working_dir,
         tty: false,
         timeout_secs: ask.timeout_secs.filter(|seconds| *seconds > 0),
+        stdin: ask.stdin,
+        stdin_b64: None,
     };
     Ok(body.parse()?)
 }

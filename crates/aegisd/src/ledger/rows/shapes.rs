@@ -299,6 +299,8 @@ pub(super) struct SpecRow {
     given: GivenRow,
     #[serde(default)]
     origin: Option<OriginRow>,
+    #[serde(default)]
+    attach: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -335,6 +337,7 @@ impl SpecRow {
                 .origin
                 .as_ref()
                 .map(|o| OriginRow { commit: o.commit.clone(), memory: o.memory }),
+            attach: s.attach,
         }
     }
 
@@ -364,6 +367,7 @@ impl SpecRow {
             authorized_key: self.authorized_key,
             given: self.given.into_words()?,
             origin: self.origin.map(|o| Origin { commit: o.commit, memory: o.memory }),
+            attach: self.attach,
         })
     }
 }
