@@ -77,6 +77,10 @@ async fn serve(port: Arc<Port>) {
         });
         next = match pipe.serve(epoch, app).await {
             Ok(Ended::NewEpoch(epoch)) => Some(epoch),
+            Ok(Ended::Bye) => {
+                pipe.acknowledge(epoch).await.unwrap();
+                pipe.accept().await.unwrap()
+            }
             _ => None,
         };
     }

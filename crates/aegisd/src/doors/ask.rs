@@ -22,8 +22,10 @@ use crate::app::Host;
 /// A client has this long to send a body.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A body that nobody wants is taken for so long.
-const DISCARD: Duration = Duration::from_secs(10);
+/// A body that nobody wants is taken while more of it comes within this.
+const DISCARD: Duration = Duration::from_secs(5);
+/// All of it is taken for so long.
+const DISCARD_ALL: Duration = Duration::from_secs(60);
 
 /// By which listener a request came.
 #[derive(Clone, Copy, Debug)]
@@ -141,8 +143,10 @@ impl<const MAX: usize> FromRequest<State> for JsonBody<MAX> {
 /// why.
 pub(super) async fn discard(body: Body) {
     let mut pieces = body.into_data_stream();
-    let all = async { while let Some(Ok(_)) = pieces.next().await {} };
-    let _ = tokio::time::timeout(DISCARD, all).await;
+    let all = async {
+        while let Ok(Some(Ok(_))) = tokio::time::timeout(DISCARD, pieces.next()).await {}
+    };
+    let _ = tokio::time::timeout(DISCARD_ALL, all).await;
 }
 
 /// Reads a body of at most so many bytes, within its deadline.
