@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
 use aegis_wire::channel::frame::Epoch;
 use aegis_wire::channel::workspace::{Inbox, Link, LinkError, put};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
@@ -30,7 +30,12 @@ const LOOKS: usize = 100;
 pub const KERNEL_HEAD: usize = 40;
 const ANSWER_HEAD: usize = 16;
 /// Requests that nobody answers: FORGET, INTERRUPT, BATCH_FORGET.
-const UNANSWERED: [u32; 3] = [2, 36, 42];
+const UNANSWERED: [u32; 3] = [FORGET, 36, 42];
+const FORGET: u32 = 2;
+/// So many files that the kernel forgets are told of at once, …
+const FORGOTTEN_MAX: usize = 32;
+/// … or after this long.
+const FORGOTTEN_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// Files of the host are no devices: the answer to IOCTL, of which many programs ask whether what
 /// they opened is a terminal, is always the same.
 const IOCTL: u32 = 39;
@@ -68,6 +73,8 @@ struct Account {
     link: Link,
     // Requests that the kernel waits for.
     open: usize,
+    // What was said last is nothing but so many files that the kernel forgets.
+    forgotten: usize,
 }
 
 /// News that the kernel was not told yet, each once.
@@ -155,12 +162,12 @@ impl Pump {
     }
 
     fn carry(&self, port: &File) {
-        let (mut inbox, mut epoch) = (Inbox::default(), None);
+        let (mut inbox, mut epoch, mut hurry) = (Inbox::default(), None, false);
         let mut mount: Option<Mount> = None;
         let (mut out, mut sent) = (Vec::with_capacity(CHUNK), 0);
         let mut buffer = vec![0; WORKSPACE_MESSAGE_MAX];
         loop {
-            let (room, waits) = {
+            let (room, waits, forgotten) = {
                 let mut state = lock(&self.state);
                 if epoch != state.epoch {
                     epoch = state.epoch;
@@ -173,14 +180,17 @@ impl Pump {
                     mount.clone_from(&state.mount);
                     self.changed.notify_waiters();
                 }
-                if let Some(epoch) = epoch {
+                hurry |= state.account.forgotten == 0 || state.account.forgotten >= FORGOTTEN_MAX;
+                if let Some(epoch) = epoch.filter(|_| hurry) {
                     while out.len() < CHUNK
                         && let Some(next) = state.account.link.next_out()
                     {
                         put(&mut out, epoch, &next);
                     }
+                    (state.account.forgotten, hurry) = (0, false);
                 }
-                (state.account.has_room(), epoch.is_some() && state.account.open > 0)
+                let account = &state.account;
+                (account.has_room(), epoch.is_some() && account.open > 0, account.forgotten > 0)
             };
             while sent < out.len() {
                 match rustix::io::write(port, &out[sent..]) {
@@ -206,8 +216,11 @@ impl Pump {
                     fds.push(PollFd::new(&*mount.fuse, PollFlags::IN));
                 }
             }
-            if poll(&mut fds, None).is_err() {
-                continue;
+            let wait = Some(&FORGOTTEN_WAIT).filter(|_| forgotten);
+            match poll(&mut fds, wait) {
+                Ok(0) => hurry = true,
+                Ok(_) => {}
+                Err(_) => continue,
             }
             let mut seen = [false; 3];
             seen.iter_mut().zip(&fds).for_each(|(seen, fd)| *seen = !fd.revents().is_empty());
@@ -304,7 +317,11 @@ impl Account {
     }
 
     fn ask(&mut self, message: &[u8]) {
-        self.open += usize::from(opcode(message).is_some_and(|o| !UNANSWERED.contains(&o)));
+        let opcode = opcode(message);
+        self.open += usize::from(opcode.is_some_and(|o| !UNANSWERED.contains(&o)));
+        // Nobody waits for these, but they must not wait for ever.
+        let alone = self.forgotten > 0 || self.link.all_out();
+        self.forgotten = if opcode == Some(FORGET) && alone { self.forgotten + 1 } else { 0 };
         self.link.say(message.into());
     }
 }

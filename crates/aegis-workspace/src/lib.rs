@@ -22,11 +22,14 @@ mod folder;
 mod handles;
 mod list;
 mod names;
+mod news;
 mod nodes;
+mod opened;
 mod quota;
 mod reply;
 mod serve;
 mod sys;
+mod watch;
 #[cfg(test)]
 mod tests;
 

@@ -55,7 +55,7 @@ impl Key {
     }
 }
 
-/// What changes whenever the contents do.
+/// What changes whenever a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     size: u64,
@@ -64,6 +64,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Whether nothing was written in between.
+    pub fn same_contents(&self, other: &Stamp) -> bool {
+        (self.size, self.modified) == (other.size, other.modified)
+    }
+
     /// Of the file that was looked at.
     pub fn of(stat: &Statx) -> Stamp {
         Stamp {
@@ -74,28 +79,22 @@ impl Stamp {
     }
 }
 
-/// Who has a file, as a node or as a handle, has its grave: with the last of them the room of a file
-/// without a name is given back.
-pub struct Grave {
+/// A node's end: with it the room of a file without a name is given back.
+struct Grave {
     quota: Arc<Quota>,
-    nameless: Mutex<Option<Arc<OwnedFd>>>,
+    nameless: Option<Arc<OwnedFd>>,
 }
 
 impl Grave {
-    fn new(quota: &Arc<Quota>) -> Arc<Grave> {
-        Arc::new(Grave { quota: Arc::clone(quota), nameless: Mutex::default() })
-    }
-
-    fn set(&self, nameless: Option<Arc<OwnedFd>>) {
-        *self.nameless.lock().unwrap_or_else(PoisonError::into_inner) = nameless;
+    fn new(quota: &Arc<Quota>) -> Grave {
+        Grave { quota: Arc::clone(quota), nameless: None }
     }
 }
 
 impl Drop for Grave {
     fn drop(&mut self) {
-        let fd = self.nameless.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // Only what was counted comes back: of all else the name alone was.
-        if let Some(fd) = fd
+        if let Some(fd) = self.nameless.take()
             && let Ok(stat) = stat(fd)
             && stat.stx_nlink == 0
             && kind(&stat) == FileType::RegularFile
@@ -118,8 +117,11 @@ struct Node {
     // Since the last look at the queue.
     used: bool,
     nameless: bool,
-    cached: Option<Stamp>,
-    grave: Arc<Grave>,
+    // It is under another name by now, or under none.
+    lost: bool,
+    // What of it the machine was told, unless that is not believed any more.
+    told: Option<Stamp>,
+    grave: Grave,
 }
 
 #[derive(Default)]
@@ -186,7 +188,8 @@ impl Nodes {
             fd: Some(Arc::new(root)),
             used: true,
             nameless: false,
-            cached: None,
+            lost: false,
+            told: None,
             grave,
         };
         table.nodes.insert(ROOT_ID, root);
@@ -226,7 +229,8 @@ impl Nodes {
                     fd: None,
                     used: false,
                     nameless: false,
-                    cached: None,
+                    lost: false,
+                    told: None,
                     grave,
                 };
                 table.nodes.insert(id, node);
@@ -236,6 +240,7 @@ impl Nodes {
         };
         let node = table.nodes.get_mut(&id).ok_or(Errno::STALE)?;
         node.lookups = node.lookups.saturating_add(1);
+        node.lost = false;
         if id != ROOT_ID && (node.parent != parent || node.name.as_c_str() != name || node.nameless)
         {
             (node.parent, node.name) = (parent, name.to_owned());
@@ -249,28 +254,28 @@ impl Nodes {
         Ok(id)
     }
 
-    /// The kernel forgets a file as often as it says.
-    pub fn forget(&self, id: u64, times: u64) {
+    /// The kernel forgets a file as often as it says; tells the directory and the name of one that
+    /// is not known any more.
+    pub fn forget(&self, id: u64, times: u64) -> Option<(u64, CString)> {
         if id == ROOT_ID {
-            return;
+            return None;
         }
         // Closing, and counting what is freed, takes its time.
-        let _gone = {
+        let mut gone = {
             let mut table = self.lock();
-            let Some(node) = table.nodes.get_mut(&id) else { return };
+            let node = table.nodes.get_mut(&id)?;
             node.lookups = node.lookups.saturating_sub(times);
             if node.lookups > 0 {
-                return;
+                return None;
             }
-            let node = table.nodes.remove(&id);
-            if let Some(node) = &node {
-                if table.by_key.get(&node.key) == Some(&id) {
-                    table.by_key.remove(&node.key);
-                }
-                table.nameless -= usize::from(node.nameless);
+            let node = table.nodes.remove(&id)?;
+            if table.by_key.get(&node.key) == Some(&id) {
+                table.by_key.remove(&node.key);
             }
+            table.nameless -= usize::from(node.nameless);
             node
         };
+        Some((gone.parent, std::mem::take(&mut gone.name)))
     }
 
     /// A descriptor of a file, which can be looked at and opened by it, and nothing else.
@@ -337,11 +342,6 @@ impl Nodes {
         self.lock().by_key.get(&key).copied()
     }
 
-    /// What handles of a file hold on to.
-    pub fn grave(&self, id: u64) -> Result<Arc<Grave>, Errno> {
-        Ok(Arc::clone(&self.lock().nodes.get(&id).ok_or(Errno::STALE)?.grave))
-    }
-
     /// Prepares for a file's last name to go: its descriptor stays.
     ///
     /// # Errors
@@ -359,7 +359,7 @@ impl Nodes {
         }
         node.nameless = true;
         node.fd = Some(Arc::clone(&fd));
-        node.grave.set(Some(fd));
+        node.grave.nameless = Some(fd);
         table.nameless += 1;
         Ok(())
     }
@@ -369,7 +369,7 @@ impl Nodes {
         let mut table = self.lock();
         let Some(node) = table.nodes.get_mut(&id).filter(|node| node.nameless) else { return };
         node.nameless = false;
-        node.grave.set(None);
+        node.grave.nameless = None;
         table.nameless -= 1;
         self.admit(&mut table, id);
     }
@@ -380,18 +380,60 @@ impl Nodes {
             && id != ROOT_ID
         {
             (node.parent, node.name) = (parent, name.to_owned());
+            (node.lost, node.told) = (false, None);
         }
     }
 
-    /// What the kernel may have cached of a file's contents is of this stamp.
-    pub fn cached(&self, id: u64) -> Option<Stamp> {
-        self.lock().nodes.get(&id)?.cached
+    /// What stands under the name that a file had is another one now, or nothing.
+    pub fn lose(&self, id: u64, parent: u64, name: &CStr) {
+        let mut table = self.lock();
+        if let Some(node) = table.nodes.get_mut(&id)
+            && node.parent == parent
+            && node.name.as_c_str() == name
+        {
+            node.lost = true;
+        }
     }
 
-    /// Notes it.
-    pub fn set_cached(&self, id: u64, stamp: Stamp) {
+    /// The directory in which a file has its only known name.
+    pub fn above(&self, id: u64) -> Option<u64> {
+        let table = self.lock();
+        table.nodes.get(&id).filter(|node| !node.lost && !node.nameless).map(|node| node.parent)
+    }
+
+    /// Whether it is known.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.lock().nodes.contains_key(&id)
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.lock().nodes.len()
+    }
+
+    /// All names by which files are known.
+    pub fn all_names(&self) -> Vec<(u64, CString)> {
+        let table = self.lock();
+        let named = table.nodes.iter().filter(|(id, node)| **id != ROOT_ID && !node.nameless);
+        named.map(|(_, node)| (node.parent, node.name.clone())).collect()
+    }
+
+    /// What the machine believes of a file.
+    pub fn told_of(&self, id: u64) -> Option<Stamp> {
+        self.lock().nodes.get(&id)?.told
+    }
+
+    /// The machine is told of a file.
+    pub fn set_told(&self, id: u64, stamp: Stamp) {
         if let Some(node) = self.lock().nodes.get_mut(&id) {
-            node.cached = Some(stamp);
+            node.told = Some(stamp);
+        }
+    }
+
+    /// It believes nothing of it any more.
+    pub fn untold(&self, id: u64) {
+        if let Some(node) = self.lock().nodes.get_mut(&id) {
+            node.told = None;
         }
     }
 

@@ -221,6 +221,11 @@ impl Link {
         Some((Head { len, heard: self.heard }, message))
     }
 
+    /// Whether all that was said went out on this stream.
+    pub fn all_out(&self) -> bool {
+        self.sent == self.unheard.len()
+    }
+
     /// Takes in what the other side says it heard.
     ///
     /// # Errors
