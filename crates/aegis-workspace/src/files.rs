@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use aegis_wire::bounds::WORKSPACE_TRANSFER_MAX;
@@ -105,7 +104,9 @@ impl Folder {
         let most = most_added(&before, offset, size as u64);
         let written = self.quota.grow(most, || {
             let written = write_all(&file, bytes, offset, append)?;
-            Ok((written, added(&before, &nodes::stat(&file)?)))
+            let after = nodes::stat(&file)?;
+            self.nodes.set_own(node, Stamp::of(&after));
+            Ok((written, added(&before, &after)))
         })?;
         reply.u32(u32::try_from(written).unwrap_or(u32::MAX)).u32(0);
         Ok(())
@@ -167,14 +168,13 @@ impl Folder {
     }
 
     pub(crate) fn get_attributes(&self, node: u64, reply: &mut Reply) -> Answer {
-        let fd = self.nodes.fd(node)?;
-        self.tell_attributes(node, &fd, reply)
+        let stat = nodes::stat(&*self.nodes.fd(node)?)?;
+        self.tell_attributes(node, &stat, reply)
     }
 
-    fn tell_attributes(&self, node: u64, fd: &OwnedFd, reply: &mut Reply) -> Answer {
-        let stat = nodes::stat(fd)?;
-        self.nodes.set_told(node, Stamp::of(&stat));
-        reply.attr_out(&stat, self.owner(), self.believed(node, &stat).attributes);
+    fn tell_attributes(&self, node: u64, stat: &Statx, reply: &mut Reply) -> Answer {
+        self.nodes.set_told(node, Stamp::of(stat));
+        reply.attr_out(stat, self.owner(), self.believed(node, stat).attributes);
         Ok(())
     }
 
@@ -229,7 +229,9 @@ impl Folder {
             };
             utimensat(self.descriptors(), &name, &times, AtFlags::empty())?;
         }
-        self.tell_attributes(node, &fd, reply)
+        let stat = nodes::stat(&*fd)?;
+        self.nodes.set_own(node, Stamp::of(&stat));
+        self.tell_attributes(node, &stat, reply)
     }
 }
 

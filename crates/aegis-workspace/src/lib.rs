@@ -29,8 +29,8 @@ mod quota;
 mod reply;
 mod serve;
 mod sys;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use serve::{Terms, open, serve};

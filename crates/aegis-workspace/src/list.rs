@@ -85,12 +85,7 @@ impl Folder {
         Ok(())
     }
 
-    fn listed(
-        &self,
-        parent: u64,
-        handle: &Handle,
-        name: &std::ffi::CStr,
-    ) -> Option<(u64, Statx)> {
+    fn listed(&self, parent: u64, handle: &Handle, name: &std::ffi::CStr) -> Option<(u64, Statx)> {
         let stat = nodes::stat_at(&handle.file, name).ok()?;
         let id = self.nodes.told(parent, name, &stat, None).ok()?;
         Some((id, stat))

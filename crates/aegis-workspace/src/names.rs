@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::abi::{OPEN_KEEP_CACHE, Reader};
 use crate::folder::{Answer, Folder};
-use crate::nodes::{self, Key};
+use crate::nodes::{self, Key, Stamp};
 use crate::quota::NAME_BYTES;
 use crate::reply::{PERMISSIONS, Reply};
 
@@ -60,7 +60,9 @@ impl Folder {
         self.watch_over(parent, directory);
         self.changes_name(parent, name);
         let (fd, stat) = nodes::find(directory, name)?;
-        self.found(parent, name, fd, &stat, reply)
+        self.found(parent, name, fd, &stat, reply)?;
+        self.own(&stat);
+        Ok(())
     }
 
     pub(crate) fn read_link(&self, node: u64, reply: &mut Reply) -> Answer {
@@ -138,6 +140,7 @@ impl Folder {
                 let stat = nodes::stat(&file)?;
                 let node = self.nodes.told(parent, name, &stat, None)?;
                 self.opened.keep(node, file.into(), true);
+                self.nodes.set_own(node, Stamp::of(&stat));
                 self.changes_name(parent, name);
                 self.tell_entry(parent, name, node, &stat, reply);
                 reply.u64(0).u32(OPEN_KEEP_CACHE).u32(0);
@@ -234,18 +237,28 @@ impl Folder {
         }
         self.changes_name(parent, name);
         self.changes_name(to_parent, to_name);
-        self.moved(key, to_parent, to_name);
+        self.moved(key, to_parent, &to, to_name);
         if flags == RenameFlags::EXCHANGE
             && let Some(there) = there
         {
-            self.moved(there, parent, name);
+            self.moved(there, parent, &from, name);
         }
         Ok(())
     }
 
-    fn moved(&self, key: Key, parent: u64, name: &CStr) {
+    /// The machine made it what it is.
+    fn own(&self, stat: &Statx) {
+        if let Some(node) = self.nodes.known(Key::of(stat)) {
+            self.nodes.set_own(node, Stamp::of(stat));
+        }
+    }
+
+    fn moved(&self, key: Key, parent: u64, directory: &OwnedFd, name: &CStr) {
         let Some(node) = self.nodes.known(key) else { return };
         self.nodes.renamed(node, parent, name);
+        if let Ok(stat) = nodes::stat_at(directory, name) {
+            self.own(&stat);
+        }
         if let Some(watch) = &self.watch {
             watch.believe(parent, name, node);
         }

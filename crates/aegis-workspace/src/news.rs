@@ -189,10 +189,12 @@ impl Folder {
     fn look_at_node(&self, node: u64, stat: &Statx, news: &mut Vec<Vec<u8>>) {
         let _alone = self.alone(node);
         let Some(told) = self.nodes.told_of(node) else { return };
-        let now = Stamp::of(stat);
-        if told != now {
+        let (now, plain) = (Stamp::of(stat), nodes::kind(stat) == FileType::RegularFile);
+        // Between two changes of one moment the machine may have looked.
+        let unsure = plain && told.young && !self.nodes.is_own(node, now);
+        if told.stamp != now || unsure {
             self.nodes.untold(node);
-            let contents = nodes::kind(stat) == FileType::RegularFile && !told.same_contents(&now);
+            let contents = plain && (unsure || !told.stamp.same_contents(&now));
             news.push(inval_inode(node, contents));
         }
     }

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -20,6 +21,8 @@ use rustix::io::Errno;
 use crate::abi::ROOT_ID;
 use crate::quota::{Quota, taken};
 
+/// Changes that are further apart have different times, on any host.
+const TICK: Duration = Duration::from_millis(20);
 /// Directories above each other that are walked down again.
 const DEPTH_MAX: usize = 2048;
 
@@ -58,12 +61,20 @@ impl Key {
 /// What changes whenever a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
+    mode: u16,
     size: u64,
     modified: (i64, u32),
     changed: (i64, u32),
 }
 
 impl Stamp {
+    /// Whether so little time passed since it changed that another change may bear the same stamp.
+    pub fn is_young(&self) -> bool {
+        let (seconds, nanos) = self.changed;
+        let changed = u64::try_from(seconds).map(|s| UNIX_EPOCH + Duration::new(s, nanos));
+        changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age < TICK))
+    }
+
     /// Whether nothing was written in between.
     pub fn same_contents(&self, other: &Stamp) -> bool {
         (self.size, self.modified) == (other.size, other.modified)
@@ -72,11 +83,21 @@ impl Stamp {
     /// Of the file that was looked at.
     pub fn of(stat: &Statx) -> Stamp {
         Stamp {
+            mode: stat.stx_mode,
             size: stat.stx_size,
             modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
             changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
         }
     }
+}
+
+/// What the machine was told of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// As it was then.
+    pub stamp: Stamp,
+    /// It had changed just before.
+    pub young: bool,
 }
 
 /// A node's end: with it the room of a file without a name is given back.
@@ -120,7 +141,9 @@ struct Node {
     // It is under another name by now, or under none.
     lost: bool,
     // What of it the machine was told, unless that is not believed any more.
-    told: Option<Stamp>,
+    told: Option<Told>,
+    // What it was right after the machine itself changed it last.
+    own: Option<Stamp>,
     grave: Grave,
 }
 
@@ -190,6 +213,7 @@ impl Nodes {
             nameless: false,
             lost: false,
             told: None,
+            own: None,
             grave,
         };
         table.nodes.insert(ROOT_ID, root);
@@ -231,6 +255,7 @@ impl Nodes {
                     nameless: false,
                     lost: false,
                     told: None,
+                    own: None,
                     grave,
                 };
                 table.nodes.insert(id, node);
@@ -419,14 +444,27 @@ impl Nodes {
     }
 
     /// What the machine believes of a file.
-    pub fn told_of(&self, id: u64) -> Option<Stamp> {
+    pub fn told_of(&self, id: u64) -> Option<Told> {
         self.lock().nodes.get(&id)?.told
+    }
+
+    /// Whether nobody but the machine itself made it what it is.
+    pub fn is_own(&self, id: u64, now: Stamp) -> bool {
+        self.lock().nodes.get(&id).is_some_and(|node| node.own == Some(now))
+    }
+
+    /// The machine changed it itself.
+    pub fn set_own(&self, id: u64, stamp: Stamp) {
+        if let Some(node) = self.lock().nodes.get_mut(&id) {
+            node.own = Some(stamp);
+        }
     }
 
     /// The machine is told of a file.
     pub fn set_told(&self, id: u64, stamp: Stamp) {
+        let told = Told { stamp, young: stamp.is_young() };
         if let Some(node) = self.lock().nodes.get_mut(&id) {
-            node.told = Some(stamp);
+            node.told = Some(told);
         }
     }
 

@@ -67,12 +67,7 @@ pub fn serve(terms: &Terms) -> anyhow::Result<()> {
     work(socket, folder)
 }
 
-fn lend(
-    confined: Confined,
-    terms: &Terms,
-    quota: Quota,
-    watches: usize,
-) -> anyhow::Result<Folder> {
+fn lend(confined: Confined, terms: &Terms, quota: Quota, watches: usize) -> anyhow::Result<Folder> {
     let files = confined.files.saturating_sub(OWN_FILES);
     let nodes = (terms.memory_bytes / MEMORY_PER_NODE).clamp(1024, NODES_MAX);
     let bounds = Bounds {

@@ -238,8 +238,7 @@ impl Watch {
     /// For tests, which wait for nothing.
     #[cfg(test)]
     pub fn pending(&self) -> bool {
-        let mut fds =
-            [rustix::event::PollFd::new(&self.inotify, rustix::event::PollFlags::IN)];
+        let mut fds = [rustix::event::PollFd::new(&self.inotify, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&now)) == Ok(1)
     }
