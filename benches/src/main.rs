@@ -8,6 +8,7 @@ mod load;
 mod net;
 mod stdin;
 mod tree;
+mod virtiofs;
 mod wake;
 mod workspace;
 
