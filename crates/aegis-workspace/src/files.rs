@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use aegis_wire::bounds::WORKSPACE_TRANSFER_MAX;
@@ -34,27 +35,12 @@ fn most_added(stat: &Statx, offset: u64, len: u64) -> u64 {
 }
 
 impl Folder {
-    /// A plain file, open for what it is needed for.
-    pub(crate) fn opened(&self, node: u64, writes: bool) -> Result<Arc<File>, Errno> {
-        if let Some(file) = self.opened.get(node, writes) {
+    /// A plain file, open to be read.
+    pub(crate) fn readable(&self, node: u64) -> Result<Arc<File>, Errno> {
+        if let Some(file) = self.opened.get(node) {
             return Ok(file);
         }
-        let found = self.nodes.fd(node)?;
-        match nodes::kind(&nodes::stat(&*found)?) {
-            FileType::RegularFile => {}
-            FileType::Directory => return Err(Errno::ISDIR),
-            FileType::Symlink => return Err(Errno::LOOP),
-            // Opening a device or a pipe of the host would do something to it.
-            _ => return Err(Errno::NXIO),
-        }
-        let file = match writes {
-            false => self.open_found(&found, OFlags::RDONLY),
-            true => match self.open_found(&found, OFlags::RDWR) {
-                Err(Errno::ACCESS) => self.open_found(&found, OFlags::WRONLY),
-                other => other,
-            },
-        }?;
-        let file = self.opened.keep(node, file.into(), writes);
+        let file = self.opened.keep(node, self.open_plain(node, OFlags::RDONLY)?);
         // Who forgot it meanwhile closed what was there before.
         if !self.nodes.is_known(node) {
             self.opened.close(node);
@@ -62,22 +48,54 @@ impl Folder {
         Ok(file)
     }
 
+    /// A plain file, open to be written, and closed again at once: nobody on the host could run what
+    /// is open to be written.
+    pub(crate) fn writable(&self, node: u64) -> Result<File, Errno> {
+        self.open_plain(node, OFlags::RDWR)
+    }
+
+    fn open_plain(&self, node: u64, flags: OFlags) -> Result<File, Errno> {
+        let found = self.nodes.fd(node)?;
+        let stat = nodes::stat(&*found)?;
+        match nodes::kind(&stat) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            FileType::Symlink => return Err(Errno::LOOP),
+            // Opening a device or a pipe of the host would do something to it.
+            _ => return Err(Errno::NXIO),
+        }
+        match self.open_found(&found, flags) {
+            Err(Errno::ACCESS) => self.open_nevertheless(&found, stat.stx_mode.into(), flags),
+            opened => opened,
+        }
+        .map(File::from)
+    }
+
+    /// Opens what its owner may not, but may give itself the right to: the machine's kernel has judged
+    /// who may, and perhaps before the right went.
+    fn open_nevertheless(
+        &self,
+        found: &OwnedFd,
+        mode: u32,
+        flags: OFlags,
+    ) -> Result<OwnedFd, Errno> {
+        let name = Folder::link_name(found);
+        let set = |mode| chmodat(self.descriptors(), &name, permissions(mode), AtFlags::empty());
+        set(mode | 0o600).map_err(|_| Errno::ACCESS)?;
+        let file = self.open_found(found, flags);
+        set(mode)?;
+        file
+    }
+
     pub(crate) fn read(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         body.skip(8)?;
         let offset = body.u64()?;
         let size = (body.u32()? as usize).min(WORKSPACE_TRANSFER_MAX);
-        let file = self.opened(node, false)?;
+        let file = self.readable(node)?;
         let buffer = reply.buffer();
         let start = buffer.len();
         buffer.resize(start + size, 0);
-        let read = match read_all(&file, &mut buffer[start..], offset) {
-            // It was opened where it could only be written.
-            Err(Errno::BADF) => {
-                self.opened.close(node);
-                read_all(&*self.opened(node, false)?, &mut buffer[start..], offset)?
-            }
-            read => read?,
-        };
+        let read = read_all(&file, &mut buffer[start..], offset)?;
         reply.cut(read);
         Ok(())
     }
@@ -92,7 +110,7 @@ impl Folder {
         if bytes.len() != size || size > WORKSPACE_TRANSFER_MAX {
             return Err(Errno::INVAL);
         }
-        let file = self.opened(node, true)?;
+        let file = self.writable(node)?;
         // To the system call the largest offset is another word for "here".
         i64::try_from(offset).map_err(|_| Errno::FBIG)?;
         let append = opened_with.contains(OFlags::APPEND) && flags & WRITE_CACHE == 0;
@@ -114,7 +132,7 @@ impl Folder {
 
     pub(crate) fn sync(&self, node: u64, mut body: Reader<'_>) -> Answer {
         body.skip(8)?;
-        let file = self.opened(node, false)?;
+        let file = self.readable(node)?;
         match body.u32()? & FSYNC_DATA {
             0 => rustix::fs::fsync(&file),
             _ => rustix::fs::fdatasync(&file),
@@ -131,7 +149,7 @@ impl Folder {
         if !takes && mode != punch {
             return Err(Errno::OPNOTSUPP);
         }
-        let file = self.opened(node, true)?;
+        let file = self.writable(node)?;
         let _alone = self.alone(node);
         self.nodes.untold(node);
         let most = if takes { len.saturating_add(WRITE_MARGIN) } else { 0 };
@@ -149,7 +167,7 @@ impl Folder {
 
     /// Cuts a file, or lets it grow by nothing but a hole.
     pub(crate) fn resize(&self, node: u64, size: u64) -> Answer {
-        let file = &*self.opened(node, true)?;
+        let file = &self.writable(node)?;
         let _alone = self.alone(node);
         self.measured(file, 0, || ftruncate(file, size))
     }
@@ -163,7 +181,7 @@ impl Folder {
             4 => SeekFrom::Hole(offset),
             _ => return Err(Errno::INVAL),
         };
-        reply.u64(rustix::fs::seek(&*self.opened(node, false)?, to)?);
+        reply.u64(rustix::fs::seek(&*self.readable(node)?, to)?);
         Ok(())
     }
 
@@ -201,10 +219,6 @@ impl Folder {
         if valid & set::MODE != 0 {
             if kind == FileType::Symlink {
                 return Err(Errno::OPNOTSUPP);
-            }
-            // Who has it open goes on, as with any file.
-            if kind == FileType::RegularFile && mode & 0o600 != 0o600 {
-                let _ = self.opened(node, true);
             }
             chmodat(self.descriptors(), &name, permissions(mode), AtFlags::empty())?;
         }

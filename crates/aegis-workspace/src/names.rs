@@ -139,7 +139,6 @@ impl Folder {
             Ok(file) => {
                 let stat = nodes::stat(&file)?;
                 let node = self.nodes.told(parent, name, &stat, None)?;
-                self.opened.keep(node, file.into(), true);
                 self.nodes.set_own(node, Stamp::of(&stat));
                 self.changes_name(parent, name);
                 self.tell_entry(parent, name, node, &stat, reply);

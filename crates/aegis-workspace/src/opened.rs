@@ -1,5 +1,6 @@
-//! Files that are open: so many as were used last. The machine's kernel does not say when it opens or
-//! closes one (it was told that nobody wants to know), which saves it two messages for each.
+//! Files that are open to be read: so many as were used last. The machine's kernel
+//! does not say when it opens or closes one (it was told that nobody wants to know), which saves it two
+//! messages for each.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -7,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 struct Open {
     file: Arc<File>,
-    writes: bool,
     // Since the last look at the queue.
     used: bool,
 }
@@ -35,23 +35,23 @@ impl Opened {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of that node, if it is open for what it is needed for.
-    pub fn get(&self, node: u64, writes: bool) -> Option<Arc<File>> {
+    /// The file of that node, if it is open.
+    pub fn get(&self, node: u64) -> Option<Arc<File>> {
         let mut table = self.lock();
-        let open = table.files.get_mut(&node).filter(|open| open.writes || !writes)?;
+        let open = table.files.get_mut(&node)?;
         open.used = true;
         Some(Arc::clone(&open.file))
     }
 
-    /// Keeps a file open, in the place of one that could do less.
-    pub fn keep(&self, node: u64, file: File, writes: bool) -> Arc<File> {
+    /// Keeps a file open.
+    pub fn keep(&self, node: u64, file: File) -> Arc<File> {
         let file = Arc::new(file);
         // Closed outside of the lock.
         let mut closed = Vec::new();
         let mut table = self.lock();
-        let open = Open { file: Arc::clone(&file), writes, used: false };
+        let open = Open { file: Arc::clone(&file), used: false };
         match table.files.insert(node, open) {
-            Some(less) => closed.push(less),
+            Some(before) => closed.push(before),
             None => table.order.push_back(node),
         }
         while table.order.len() > self.most {
