@@ -1,5 +1,6 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
 //! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, stdin, load.
+//! `AEGIS_BENCH_VIRTIOFS` lets workspaces be measured beside virtiofs (`virtiofs.rs`).
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod commits;

@@ -282,6 +282,13 @@ fn a_machine_that_sleeps_wakes_with_its_files_open() {
         let all = house.machine_processes();
         all.into_iter().find(|p| p.command.contains("aegis-worker workspace")).map(|p| p.pid)
     };
+    // In the middle of much that is said.
+    house.ok(
+        &id,
+        "(setsid sh -c 'while :; do dd if=/dev/zero of=/workspace/zeros bs=1M count=8; done' \
+        > /dev/null 2>&1 &)",
+    );
+    wait_until("it writes", Duration::from_secs(20), || folder.at("zeros").exists());
     let first = server().unwrap();
     kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
     wait_until("there is another one", Duration::from_secs(20), || {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
 use aegis_wire::channel::frame::Epoch;
@@ -24,6 +25,8 @@ use crate::note::note;
 const WAITING_MAX: usize = 2 << 20;
 /// Bytes that are read of the port, or prepared for it, at a time.
 const CHUNK: usize = 64 * 1024;
+/// How soon a host that went away is looked for again.
+const AWAY: Duration = Duration::from_millis(20);
 /// How often the port is looked at before this thread sleeps.
 const LOOKS: usize = 100;
 /// Bytes of the kernel's own head of a request, and of an answer.
@@ -171,9 +174,10 @@ impl Pump {
                 let mut state = lock(&self.state);
                 if epoch != state.epoch {
                     epoch = state.epoch;
-                    inbox.begin(epoch.unwrap_or_default());
-                    out.clear();
-                    sent = 0;
+                    // Half a frame would swallow the next one: its end goes out, and all behind it.
+                    if sent == 0 {
+                        out.clear();
+                    }
                 }
                 let fuse = state.mount.as_ref().map(|m| Arc::as_ptr(&m.fuse));
                 if mount.as_ref().map(|m| Arc::as_ptr(&m.fuse)) != fuse {
@@ -204,7 +208,7 @@ impl Pump {
                 out.clear();
                 sent = 0;
             }
-            if waits && self.look(port, &mut buffer, &mut inbox, mount.as_ref()) {
+            if waits && self.look(port, &mut buffer, &mut inbox) {
                 continue;
             }
             let mut fds = Vec::with_capacity(3);
@@ -224,12 +228,16 @@ impl Pump {
             }
             let mut seen = [false; 3];
             seen.iter_mut().zip(&fds).for_each(|(seen, fd)| *seen = !fd.revents().is_empty());
+            let hangs_up = fds.get(1).is_some_and(|fd| fd.revents().contains(PollFlags::HUP));
             drop(fds);
             if seen[0] {
                 let _ = rustix::io::read(&self.wake, &mut [0; 8]);
             }
             if seen[1] {
-                self.take(port, &mut buffer, &mut inbox, mount.as_ref());
+                // A host that is away is told of all the time.
+                if !self.take(port, &mut buffer, &mut inbox) && hangs_up {
+                    std::thread::sleep(AWAY);
+                }
             }
             if seen[2]
                 && let Some(mount) = &mount
@@ -240,19 +248,20 @@ impl Pump {
     }
 
     /// Looks a few times for an answer that comes soon: to sleep and to be woken takes longer.
-    fn look(&self, port: &File, buffer: &mut [u8], inbox: &mut Inbox, to: Option<&Mount>) -> bool {
-        (0..LOOKS).any(|_| self.take(port, buffer, inbox, to))
+    fn look(&self, port: &File, buffer: &mut [u8], inbox: &mut Inbox) -> bool {
+        (0..LOOKS).any(|_| self.take(port, buffer, inbox))
     }
 
     /// Takes what the port has; tells whether there was anything.
-    fn take(&self, port: &File, buffer: &mut [u8], inbox: &mut Inbox, to: Option<&Mount>) -> bool {
-        match rustix::io::read(port, &mut buffer[..CHUNK]) {
-            // The host is away; it begins anew.
-            Ok(0) => lock(&self.state).epoch = None,
-            Ok(n) => inbox.feed(&buffer[..n]),
-            Err(_) => return false,
-        }
-        if let Err(error) = self.hear(inbox, to) {
+    fn take(&self, port: &File, buffer: &mut [u8], inbox: &mut Inbox) -> bool {
+        let came = match rustix::io::read(port, &mut buffer[..CHUNK]) {
+            Ok(0) | Err(_) => return false,
+            Ok(n) => &buffer[..n],
+        };
+        // Only now: a session may have begun since this thread looked, and this be its first words.
+        inbox.begin(lock(&self.state).epoch.unwrap_or_default());
+        inbox.feed(came);
+        if let Err(error) = self.hear(inbox) {
             note(&format!("workspace: {error}"));
             lock(&self.state).epoch = None;
         }
@@ -260,20 +269,15 @@ impl Pump {
     }
 
     /// Host → kernel.
-    fn hear(&self, inbox: &mut Inbox, mount: Option<&Mount>) -> Result<(), LinkError> {
+    fn hear(&self, inbox: &mut Inbox) -> Result<(), LinkError> {
         while let Some((head, message)) = inbox.next_message()? {
             let mut state = lock(&self.state);
-            let same = |now: &Mount| mount.is_some_and(|m| Arc::ptr_eq(&m.fuse, &now.fuse));
-            if !state.mount.as_ref().is_some_and(same) {
-                // For another mount than the one that this session was begun for.
-                continue;
-            }
+            let Some(mount) = state.mount.clone() else { continue };
             state.account.link.other_heard(head.heard)?;
             if head.len == 0 {
                 continue;
             }
             state.account.link.came();
-            let Some(mount) = mount else { continue };
             if is_news(&message) {
                 drop(state);
                 if let Some(news) = &mount.news {

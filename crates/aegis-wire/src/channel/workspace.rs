@@ -140,8 +140,10 @@ pub struct Inbox {
 impl Inbox {
     /// From here on messages of that epoch count, and what came of others is none.
     pub fn begin(&mut self, epoch: Epoch) {
-        self.epoch = epoch;
-        self.bytes.clear();
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.bytes.clear();
+        }
     }
 
     /// Takes bytes as they came.
