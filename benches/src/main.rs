@@ -1,5 +1,6 @@
 //! `make bench`: whole flows through the real programs. What is compared is measured in one run.
 //! `PARTS="flows net"` measures only those: flows, tree, net, commits, wake, workspace, stdin, load.
+//! `AEGIS_BENCH_VIRTIOFS` lets workspaces be measured beside virtiofs (`virtiofs.rs`).
 #![allow(clippy::unwrap_used, reason = "a broken bench is to be seen")]
 
 mod commits;
@@ -8,6 +9,7 @@ mod load;
 mod net;
 mod stdin;
 mod tree;
+mod virtiofs;
 mod wake;
 mod workspace;
 

@@ -222,13 +222,14 @@ enum Sign {
 }
 
 /// Which machines misbehave together.
-const GROUPS: [&[(&str, Sign)]; 7] = [
+const GROUPS: [&[(&str, Sign)]; 8] = [
     &[("garbage", Sign::Work), ("frames", Sign::Work), ("calls", Sign::Work)],
     &[("heavy", Sign::Work), ("mux", Sign::Ends), ("streams", Sign::Work)],
     &[("oversized", Sign::Silence), ("slow", Sign::Silence), ("deaf", Sign::Silence)],
     &[("log-lines", Sign::Log), ("log-bytes", Sign::Log), ("log-garbage", Sign::Silence)],
-    &[("ws-noise", Sign::Work), ("ws-deaf", Sign::Silence)],
+    &[("ws-noise", Sign::Work), ("ws-deaf", Sign::Silence), ("ws-frames", Sign::Silence)],
     &[("ws-lies", Sign::Silence), ("ws-long", Sign::Silence), ("ws-mute", Sign::Silence)],
+    &[("ws-talks", Sign::Silence)],
     &[("log-oversized", Sign::Silence), ("log-ends", Sign::Silence), ("liar", Sign::Ends)],
 ];
 

@@ -2,6 +2,7 @@
 //! costs seconds, so one machine serves many looks.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -113,6 +114,16 @@ fn a_folder_is_live_both_ways() {
     assert_eq!(fs::read_to_string(&secret).unwrap(), "the host's own");
     assert_ne!(house.sh(&id, "mknod /workspace/null c 1 3").code, Some(0));
 
+    // Root's rights to files are those of whoever could give them to himself.
+    let modes =
+        "cd /workspace; (umask 333; echo a > ro); echo b >> ro; chmod 0 ro; cat ro; stat -c %a ro
+        (umask 222; printf '#!/bin/sh\nexit 7\n' > script)";
+    assert_eq!(house.ok(&id, modes), "a\nb\n0");
+    // What was written inside can be run outside at once.
+    fs::set_permissions(folder.at("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    let ran = std::process::Command::new(folder.at("script")).status().unwrap();
+    assert_eq!(ran.code(), Some(7));
+
     // As programs use files: databases, locks, mappings, news of changes.
     let ran = house.sh(&id, "cd /workspace; mkdir programs; python3 program.py programs");
     assert_eq!(ran.text().lines().last(), Some("all is well"), "{ran:?}");
@@ -135,6 +146,92 @@ fn a_folder_is_live_both_ways() {
     house.socket().delete(&format!("/v1/instances/{id}")).expect(200);
     house.assert_no_trace(&id, &processes);
     assert!(folder.at("clone/f20").exists());
+}
+
+/// What is told is seen within this; what is only looked at anew, not within thrice that.
+const TOLD: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_machine_is_told_of_the_hosts_changes() {
+    let house = House::new(SETTINGS);
+    let folder = Folder::new();
+    fs::create_dir_all(folder.at("sub/deep")).unwrap();
+    for name in ["kept", "changed", "replaced", "removed", "sub/deep/file"] {
+        folder.write(name, "before");
+    }
+    let id = start(&house, &folder.path(), json!({}));
+    // All of it is known inside, and what is not there, too. One of them stays open.
+    let known = "cd /workspace; cat kept changed replaced removed sub/deep/file > /dev/null
+        stat kept changed replaced removed sub/deep/file > /dev/null; test ! -e new
+        mkfifo /root/go; (setsid sh -c 'exec 3<replaced; read go < /root/go; cat <&3 > /root/old' \
+            > /dev/null 2>&1 &)";
+    house.ok(&id, known);
+    let all = || {
+        let show = "cd /workspace; for f in kept changed replaced removed new sub/deep/file moved/deep/file
+            do echo $f $(cat $f 2>/dev/null || echo none); done; stat -c %a kept";
+        house.ok(&id, show)
+    };
+    let before = all();
+    assert!(
+        before.contains(
+            "changed before
+"
+        ) && before.contains("moved/deep/file none"),
+        "{before}"
+    );
+    folder.write("changed", "after!");
+    folder.write("beside", "another");
+    fs::rename(folder.at("beside"), folder.at("replaced")).unwrap();
+    fs::remove_file(folder.at("removed")).unwrap();
+    folder.write("new", "new");
+    fs::rename(folder.at("sub"), folder.at("moved")).unwrap();
+    fs::set_permissions(folder.at("kept"), fs::Permissions::from_mode(0o640)).unwrap();
+    wait_until("all of it is seen", TOLD, || {
+        let now = all();
+        let seen = [
+            "kept before",
+            "changed after!",
+            "replaced another",
+            "removed none",
+            "new new",
+            "sub/deep/file none",
+            "moved/deep/file before",
+            "640",
+        ];
+        now.lines().collect::<Vec<_>>() == seen
+    });
+    // Who had the old one open still has it.
+    house.ok(&id, "echo > /root/go; until [ -s /root/old ]; do sleep 0.1; done");
+    assert_eq!(house.ok(&id, "cat /root/old"), "before");
+
+    // Both sides append, in turns, and each sees at once what the other wrote.
+    for turn in 0..10 {
+        house.ok(&id, &format!("echo inside {turn} >> /workspace/log"));
+        let mut log = fs::File::options().append(true).open(folder.at("log")).unwrap();
+        writeln!(log, "outside {turn}").unwrap();
+        wait_until("the host's line is seen", TOLD, || {
+            house.ok(&id, "tail -n 1 /workspace/log") == format!("outside {turn}")
+        });
+    }
+    let lines: Vec<String> =
+        (0..10).flat_map(|i| [format!("inside {i}"), format!("outside {i}")]).collect();
+    assert_eq!(folder.read("log").lines().collect::<Vec<_>>(), lines);
+    // What is emptied inside is emptied outside, also while it is open there.
+    house.ok(&id, "printf short > /workspace/log; cd /workspace; exec 3<>log; printf S >&3");
+    assert_eq!(folder.read("log"), "Short");
+
+    // More than anybody is told of one by one.
+    let many = |text: &str| {
+        for i in 0..5000 {
+            folder.write(&format!("moved/{i}"), text);
+        }
+    };
+    many("1");
+    let read = "cd /workspace/moved; ls | wc -l; cat 0 77 4999";
+    assert_eq!(house.ok(&id, read), "5001\n111");
+    many("22");
+    fs::remove_file(folder.at("moved/5")).unwrap();
+    wait_until("the last are seen", TOLD, || house.ok(&id, read) == "5000\n222222");
 }
 
 #[test]
@@ -185,6 +282,13 @@ fn a_machine_that_sleeps_wakes_with_its_files_open() {
         let all = house.machine_processes();
         all.into_iter().find(|p| p.command.contains("aegis-worker workspace")).map(|p| p.pid)
     };
+    // In the middle of much that is said.
+    house.ok(
+        &id,
+        "(setsid sh -c 'while :; do dd if=/dev/zero of=/workspace/zeros bs=1M count=8; done' \
+        > /dev/null 2>&1 &)",
+    );
+    wait_until("it writes", Duration::from_secs(20), || folder.at("zeros").exists());
     let first = server().unwrap();
     kill_process(Pid::from_raw(first).unwrap(), Signal::KILL).unwrap();
     wait_until("there is another one", Duration::from_secs(20), || {

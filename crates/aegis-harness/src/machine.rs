@@ -26,6 +26,7 @@ use crate::names::Opened;
 use crate::note::note;
 use crate::primary::Seat;
 use crate::process::{HOME, Starter, Wish, environment};
+use crate::pump::Pump;
 use crate::uevents::Uevents;
 use crate::user::{self, User};
 use crate::workspace::Workspace;
@@ -107,6 +108,7 @@ impl Machine {
         hands: Hands,
         clerks: Hands,
         marks: Marks,
+        pump: Arc<Pump>,
     ) -> Machine {
         let (logs, streams) = mpsc::channel(STREAMS_MAX);
         let life = Life {
@@ -131,7 +133,7 @@ impl Machine {
             primary_exit: watch::Sender::new(None),
             guest: Arc::new(Guest::new()),
             logs,
-            workspace: Workspace::new(),
+            workspace: Workspace::new(pump),
             life: Mutex::new(life),
         }
     }

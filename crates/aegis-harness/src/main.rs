@@ -4,7 +4,7 @@
 //! boot ─▶ channel ─▶ calls ─▶ warm (golden machine) · identity ─▶ root (clone) · end
 //!            │         └────▶ machine: what all share, and the phases of its life
 //!            ├──▶ files
-//!            ├──▶ workspace: the kernel's FUSE, carried to the host
+//!            ├──▶ workspace ─▶ pump: the kernel's FUSE, carried to the host
 //!            ├──▶ exec, terminal, primary ─▶ output ─▶ process, pty ─▶ reaper ─▶ sys     ports
 //!            └◀── guest: what processes inside ask of the host
 //! ```
@@ -33,6 +33,7 @@ mod ports;
 mod primary;
 mod process;
 mod pty;
+mod pump;
 mod reaper;
 mod root;
 mod sys;
@@ -48,6 +49,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aegis_wire::channel::workspace::PORT;
 use machine::Machine;
 use process::Starter;
 use uevents::Uevents;
@@ -77,14 +79,17 @@ fn run() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let uevents = Uevents::listen()?;
-        let found = uevents.until(PORT_DEADLINE, pipe::find).await;
-        let node = found.ok_or_else(|| io::Error::other("there is no control port"))?;
-        let port = pipe::Port::open(&node)?;
+        let [port, workspace] = [pipe::NAME, PORT].map(|name| {
+            let found = uevents.until(PORT_DEADLINE, move || pipe::find(name));
+            async move { found.await.ok_or_else(|| io::Error::other(format!("no port {name}"))) }
+        });
+        let port = pipe::Port::open(&port.await?)?;
+        let pump = pump::Pump::start(pipe::open(&workspace.await?)?)?;
         let starter = Starter::new(booted.cage)?;
         let hands = hands::Hands::start("hands")?;
         let clerks = hands::Hands::several("clerk", CLERKS)?;
         let doors = guest::Doors::open()?;
-        let machine = Arc::new(Machine::new(starter, uevents, hands, clerks, booted.marks));
+        let machine = Arc::new(Machine::new(starter, uevents, hands, clerks, booted.marks, pump));
         tokio::spawn(doors.serve(Arc::clone(&machine.guest)));
         let reaping = Arc::clone(&machine);
         tokio::select! {

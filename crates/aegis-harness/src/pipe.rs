@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -25,15 +25,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::sys;
 
 const PORTS: &str = "/sys/class/virtio-ports";
-const NAME: &str = "ctl";
+/// Name of the control port.
+pub const NAME: &str = "ctl";
 
-/// The device node of the control port, once it is there.
-pub fn find() -> Option<PathBuf> {
+/// The device node of a port, once it is there.
+pub fn find(name: &str) -> Option<PathBuf> {
     fs::read_dir(PORTS).ok()?.flatten().find_map(|entry| {
-        let name = fs::read_to_string(entry.path().join("name")).ok()?;
+        let found = fs::read_to_string(entry.path().join("name")).ok()?;
         let node = PathBuf::from("/dev").join(entry.file_name());
-        (name.trim_end() == NAME && node.exists()).then_some(node)
+        (found.trim_end() == name && node.exists()).then_some(node)
     })
+}
+
+/// Opens a port so that nobody ever waits in a call.
+pub fn open(node: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    File::options().read(true).write(true).custom_flags(flags).open(node)
 }
 
 /// The open port.
@@ -51,12 +58,8 @@ struct Waiting {
 
 impl Port {
     /// Opens the port at `node`; must be called inside the runtime.
-    pub fn open(node: &std::path::Path) -> io::Result<Port> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlags::NONBLOCK.bits() as i32)
-            .open(node)?;
+    pub fn open(node: &Path) -> io::Result<Port> {
+        let file = open(node)?;
         let set = epoll::create(CreateFlags::CLOEXEC)?;
         let edges = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(&set, &file, EventData::new_u64(0), edges)?;

@@ -340,6 +340,19 @@ pub fn watch_both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, both) }?)
 }
 
+/// Another way to the FUSE mount of a descriptor: what is written there does not keep the first one
+/// open.
+pub fn fuse_again(fuse: &OwnedFd) -> io::Result<OwnedFd> {
+    const CLONE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(229, 0);
+    let again = OwnedFd::from(File::options().read(true).write(true).open("/dev/fuse")?);
+    let mut number = fuse.as_raw_fd() as u32;
+    // SAFETY: the operation reads a number that lives for the call, the one of an open descriptor.
+    unsafe {
+        rustix::ioctl::ioctl(&again, rustix::ioctl::Updater::<CLONE, u32>::new(&mut number))?;
+    }
+    Ok(again)
+}
+
 /// Makes the ends of children readable instead of deadly interruptions. Before any thread starts,
 /// so that none is interrupted.
 pub fn children() -> io::Result<OwnedFd> {

@@ -1,5 +1,5 @@
 //! The machine's workspace: a folder of the host, mounted by this kernel's FUSE. The harness carries
-//! the kernel's messages to the host and back, and understands none of them.
+//! the kernel's messages to the host and back ([`crate::pump`]), and understands none of them.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -7,42 +7,32 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aegis_wire::bounds::{
-    STREAMS_MAX, WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX, WORKSPACE_READ_AHEAD,
-};
-use aegis_wire::channel::workspace::{
-    HEAD_LEN, Head, Link, MOUNT, Mount, OWNER_OPCODE, Resume, say,
-};
+use aegis_wire::bounds::{STREAMS_MAX, WORKSPACE_READ_AHEAD};
+use aegis_wire::channel::workspace::{MOUNT, Mount, OWNER_OPCODE, Resume};
 use aegis_wire::pipe::mux::Stream;
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::hands::Hands;
 use crate::note::note;
+use crate::pump::{self, KERNEL_HEAD, Pump};
 use crate::sys;
 use crate::user::User;
 
-/// Bytes of requests that wait here for the host; more wait with the kernel.
-const WAITING_MAX: usize = 2 << 20;
 /// How long the end of the machine waits for what was not written yet.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(3);
-/// Requests that nobody answers: FORGET, INTERRUPT, BATCH_FORGET.
-const UNANSWERED: [u32; 3] = [2, 36, 42];
-/// Bytes of the kernel's own head of a message.
-const KERNEL_HEAD: usize = 40;
 
 type Arrived = (Stream, Resume);
 
 /// The workspace of a machine, mounted or not.
 pub struct Workspace {
+    pump: Arc<Pump>,
     arrived: mpsc::Sender<Arrived>,
     streams: Arc<tokio::sync::Mutex<mpsc::Receiver<Arrived>>>,
     // Carries messages while somebody answers them.
@@ -50,23 +40,7 @@ pub struct Workspace {
     mounted: AtomicBool,
 }
 
-/// What one server of the host knows of.
-struct Mounted {
-    server: String,
-    fuse: AsyncFd<OwnedFd>,
-    account: Mutex<Account>,
-    // There is something to say, or room to hear of it.
-    news: Notify,
-}
-
-#[derive(Default)]
-struct Account {
-    link: Link,
-    // Requests that the kernel waits for.
-    open: usize,
-}
-
-/// How a stream ended.
+/// How a session ended.
 enum Ended {
     /// It was lost; another one will come.
     Lost,
@@ -76,11 +50,11 @@ enum Ended {
 
 impl Workspace {
     /// Of a machine that has none yet.
-    pub fn new() -> Workspace {
+    pub fn new(pump: Arc<Pump>) -> Workspace {
         let (arrived, streams) = mpsc::channel(STREAMS_MAX);
         let streams = Arc::new(tokio::sync::Mutex::new(streams));
         let (carrier, mounted) = (Mutex::default(), AtomicBool::new(false));
-        Workspace { arrived, streams, carrier, mounted }
+        Workspace { pump, arrived, streams, carrier, mounted }
     }
 
     /// The host opened a stream for its messages.
@@ -105,15 +79,15 @@ impl Workspace {
             return Ok(());
         };
         let owner = user.map_or((0, 0), |u| (u.uid.as_raw(), u.gid.as_raw()));
-        let terms = Terms { hands: hands.clone(), ask, owner };
+        let terms = Terms { pump: Arc::clone(&self.pump), hands: hands.clone(), ask, owner };
         let streams = Arc::clone(&self.streams);
         let mut streams = streams.lock_owned().await;
         let lost = || io::Error::other("the host opened no stream for it");
         let first = streams.recv().await.ok_or_else(lost)?;
-        let mounted = terms.mounted(&first.1).await?;
+        terms.mount().await?;
         self.mounted.store(true, Ordering::Relaxed);
         let carrier = tokio::spawn(async move {
-            if let Err(e) = terms.carry(mounted, first, &mut streams).await {
+            if let Err(e) = terms.carry(first, &mut streams).await {
                 note(&format!("workspace: {e}"));
             }
         });
@@ -126,8 +100,8 @@ impl Workspace {
         let carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(carrier) = carrier else { return };
         carrier.abort();
-        // With it the kernel's own end is closed.
         let _ = carrier.await;
+        self.pump.let_go().await;
     }
 
     /// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the
@@ -149,6 +123,7 @@ impl Workspace {
 
 /// How it is mounted, again and again.
 struct Terms {
+    pump: Arc<Pump>,
     hands: Hands,
     ask: Mount,
     owner: (u32, u32),
@@ -156,46 +131,62 @@ struct Terms {
 
 impl Terms {
     /// Mounts what a server of the host serves.
-    async fn mounted(&self, resume: &Resume) -> io::Result<Mounted> {
+    async fn mount(&self) -> io::Result<()> {
+        // What was open with an earlier one is lost, and says so.
+        self.pump.let_go().await;
         let ask = self.ask;
-        let fuse = self.hands.run(move || mount_fuse(ask)).await??;
-        let mut account = Account::default();
-        account.link.say(owner_message(self.owner).into());
-        Ok(Mounted {
-            server: resume.server.clone(),
-            fuse: sys::watch_both(fuse)?,
-            account: Mutex::new(account),
-            news: Notify::new(),
-        })
+        let mount = self.hands.run(move || mount_fuse(ask)).await??;
+        let hears = mount.news.is_some();
+        self.pump.serve(mount, owner_message(self.owner, hears));
+        Ok(())
     }
 
-    /// Carries messages over one stream after the other, until nothing is mounted any more.
-    async fn carry(
-        &self,
-        mut mounted: Mounted,
-        first: Arrived,
-        streams: &mut mpsc::Receiver<Arrived>,
-    ) -> io::Result<()> {
+    /// Carries messages in one session after the other, until nothing is mounted any more.
+    async fn carry(&self, first: Arrived, streams: &mut mpsc::Receiver<Arrived>) -> io::Result<()> {
+        let mut server = first.1.server.clone();
         let mut next = Some(first);
         while let Some((stream, resume)) = next {
-            if resume.server != mounted.server {
-                // What was open with the old one is lost, and says so.
-                drop(mounted);
-                mounted = self.mounted(&resume).await?;
+            if resume.server != server {
+                self.mount().await?;
+                server.clone_from(&resume.server);
             }
             next = tokio::select! {
-                ended = mounted.carry(stream, &resume) => match ended {
+                ended = self.session(stream, &resume) => match ended {
                     Ended::Lost => streams.recv().await,
                     Ended::Unmounted => return Ok(()),
                 },
                 newer = streams.recv() => newer,
             };
+            self.pump.end();
         }
         Ok(())
     }
+
+    /// One session: as long as its stream lives.
+    async fn session(&self, mut stream: Stream, resume: &Resume) -> Ended {
+        let heard = match self.pump.begin(resume.epoch, resume.heard) {
+            Ok(heard) => heard,
+            Err(e) => {
+                note(&format!("workspace: {e}"));
+                return Ended::Lost;
+            }
+        };
+        let said = async {
+            stream.write_all(&heard.to_le_bytes()).await?;
+            stream.flush().await
+        };
+        if said.await.is_err() {
+            return Ended::Lost;
+        }
+        tokio::select! {
+            // Nothing comes over it but its end.
+            _ = stream.read_u8() => Ended::Lost,
+            () = self.pump.unmounted() => Ended::Unmounted,
+        }
+    }
 }
 
-fn mount_fuse(ask: Mount) -> io::Result<OwnedFd> {
+fn mount_fuse(ask: Mount) -> io::Result<pump::Mount> {
     let named = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
     let flags = OFlags::NONBLOCK.bits() as i32;
     let fuse = File::options()
@@ -221,7 +212,10 @@ fn mount_fuse(ask: Mount) -> io::Result<OwnedFd> {
     if let Err(e) = read_ahead() {
         note(&format!("workspace: {e}"));
     }
-    Ok(fuse.into())
+    let fuse = OwnedFd::from(fuse);
+    let news = sys::fuse_again(&fuse).map(Arc::new);
+    let news = news.inspect_err(|e| note(&format!("workspace: no news: {e}"))).ok();
+    Ok(pump::Mount { fuse: Arc::new(fuse), news })
 }
 
 /// Has the kernel read ahead; before it hears of the server, which may only lower it. Nothing here
@@ -239,108 +233,15 @@ fn device(mounts: &str) -> Option<&str> {
     mounts.lines().rfind(ours)?.split(' ').nth(2)
 }
 
-fn owner_message((uid, gid): (u32, u32)) -> Vec<u8> {
-    let mut message = vec![0; KERNEL_HEAD + 8];
-    let len = message.len() as u32;
-    message[..4].copy_from_slice(&len.to_le_bytes());
+/// Whose the files are inside, and whether news of the host's changes are taken.
+fn owner_message((uid, gid): (u32, u32), hears: bool) -> Vec<u8> {
+    let mut message = vec![0; KERNEL_HEAD];
+    message[..4].copy_from_slice(&(KERNEL_HEAD as u32 + 12).to_le_bytes());
     message[4..8].copy_from_slice(&OWNER_OPCODE.to_le_bytes());
-    message[KERNEL_HEAD..KERNEL_HEAD + 4].copy_from_slice(&uid.to_le_bytes());
-    message[KERNEL_HEAD + 4..].copy_from_slice(&gid.to_le_bytes());
+    for number in [uid, gid, u32::from(hears)] {
+        message.extend_from_slice(&number.to_le_bytes());
+    }
     message
-}
-
-impl Mounted {
-    fn lock(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Carries messages over one stream.
-    async fn carry(&self, stream: Stream, resume: &Resume) -> Ended {
-        let heard = {
-            let mut account = self.lock();
-            if let Err(e) = account.link.resume(resume.heard) {
-                note(&format!("workspace: {e}"));
-                return Ended::Lost;
-            }
-            account.link.heard()
-        };
-        let (from_host, mut to_host) = tokio::io::split(stream);
-        if to_host.write_all(&heard.to_le_bytes()).await.is_err() {
-            return Ended::Lost;
-        }
-        // When one side ends in the middle of a message, it comes again on the next stream.
-        tokio::select! {
-            _ = self.hear(from_host) => Ended::Lost,
-            _ = self.say(to_host) => Ended::Lost,
-            () = self.collect() => Ended::Unmounted,
-        }
-    }
-
-    /// Host → kernel.
-    async fn hear(&self, mut from: impl AsyncRead + Unpin) -> io::Result<()> {
-        let mut message = Vec::new();
-        loop {
-            let mut head = [0; HEAD_LEN];
-            from.read_exact(&mut head).await?;
-            let head = Head::read(head).map_err(io::Error::other)?;
-            message.resize(head.len, 0);
-            from.read_exact(&mut message).await?;
-            {
-                let mut account = self.lock();
-                account.link.other_heard(head.heard).map_err(io::Error::other)?;
-                if head.len > 0 {
-                    account.link.came();
-                    account.open = account.open.saturating_sub(1);
-                    // Who asked may have been killed meanwhile; then nobody waits for it.
-                    let _ = rustix::io::write(self.fuse.get_ref(), &message);
-                }
-            }
-            self.news.notify_waiters();
-        }
-    }
-
-    /// What was collected → host.
-    async fn say(&self, to: impl AsyncWrite + Unpin) -> io::Result<()> {
-        say(&self.news, || self.lock().link.next_out(), to).await
-    }
-
-    /// Kernel → what is said, until the mount is gone.
-    async fn collect(&self) {
-        let mut buffer = vec![0; WORKSPACE_MESSAGE_MAX];
-        loop {
-            let mut news = std::pin::pin!(self.news.notified());
-            news.as_mut().enable();
-            if !self.lock().has_room() {
-                news.await;
-                continue;
-            }
-            let Ok(mut ready) = self.fuse.readable().await else { return };
-            match rustix::io::read(self.fuse.get_ref(), &mut buffer[..]) {
-                Ok(len) => {
-                    self.lock().ask(&buffer[..len]);
-                    self.news.notify_waiters();
-                }
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                // Taken back before it was read.
-                Err(Errno::INTR | Errno::NOENT) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-impl Account {
-    fn has_room(&self) -> bool {
-        self.open < WORKSPACE_IN_FLIGHT_MAX
-            && self.link.has_room()
-            && self.link.unheard_bytes() < WAITING_MAX
-    }
-
-    fn ask(&mut self, message: &[u8]) {
-        let opcode = message.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-        self.open += usize::from(opcode.is_some_and(|o| !UNANSWERED.contains(&o)));
-        self.link.say(message.into());
-    }
 }
 
 #[cfg(test)]
@@ -359,26 +260,9 @@ mod tests {
 
     #[test]
     fn the_owner_is_said_in_the_kernels_form() {
-        let message = owner_message((1000, 100));
-        assert_eq!(message.len(), 48);
-        assert_eq!(message[..8], [48, 0, 0, 0, 1, 0, 0x45, 0x41]);
-        assert_eq!(message[40..], [0xe8, 3, 0, 0, 100, 0, 0, 0]);
-    }
-
-    #[test]
-    fn no_more_is_asked_than_is_answered() {
-        let mut account = Account::default();
-        let message = |opcode: u32| {
-            let mut message = vec![0; KERNEL_HEAD];
-            message[4..8].copy_from_slice(&opcode.to_le_bytes());
-            message
-        };
-        // What nobody answers does not count.
-        account.ask(&message(UNANSWERED[0]));
-        for _ in 0..WORKSPACE_IN_FLIGHT_MAX {
-            assert!(account.has_room());
-            account.ask(&message(1));
-        }
-        assert!(!account.has_room());
+        let message = owner_message((1000, 100), true);
+        assert_eq!(message.len(), 52);
+        assert_eq!(message[..8], [52, 0, 0, 0, 1, 0, 0x45, 0x41]);
+        assert_eq!(message[40..], [0xe8, 3, 0, 0, 100, 0, 0, 0, 1, 0, 0, 0]);
     }
 }

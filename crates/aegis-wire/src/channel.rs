@@ -40,7 +40,8 @@ pub enum StreamHead {
         /// The port on the machine's loopback.
         port: u16,
     },
-    /// Messages about the machine's workspace ([`workspace`]), both ways. Opened before `run`.
+    /// While it lives, messages about the machine's workspace ([`workspace`]) go both ways over their
+    /// own port. Opened before `run`.
     Workspace(workspace::Resume),
     /// Something with the machine's files: see [`files`].
     Files(files::FileAsk),

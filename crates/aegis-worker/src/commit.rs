@@ -184,7 +184,7 @@ async fn copy(bed: &Bed, group: &Group, sent: OwnedFd, disk: &File) -> anyhow::R
     let mut copy = bed.copy(memory.try_clone()?, sent, disk.try_clone()?.into(), cgroups)?;
     let death = copy.child.death();
     let qmp = Qmp::start(copy.qmp);
-    let mut pipe = Pipe::new(copy.ctl);
+    let mut pipe = Pipe::new(copy.wires.ctl);
     let began = Instant::now();
     let work = async {
         restore(&qmp, copy.state_fd, Birth::Wake, COMMIT_DEADLINE).await?;
@@ -245,8 +245,8 @@ async fn give(source: &Origin<'_>, mirror: Mirror<'_>) -> anyhow::Result<(Durati
 /// Has everything in the copy stand still, and saves the state of its devices. What in it does not
 /// answer soon has not long to run unseen.
 async fn hold(qmp: &Qmp, pipe: &mut Pipe<UnixStream>) -> anyhow::Result<OwnedFd> {
-    relay::one_session(pipe, IDENTIFY_DEADLINE, async |session| {
-        let _: Value = session.peer.call(method::HOLD, &Value::Null, RPC_DEADLINE).await?;
+    relay::one_session(pipe, IDENTIFY_DEADLINE, async |peer| {
+        let _: Value = peer.call(method::HOLD, &Value::Null, RPC_DEADLINE).await?;
         Ok(())
     })
     .await?;

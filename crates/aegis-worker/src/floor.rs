@@ -58,13 +58,12 @@ async fn one(
     let began = Instant::now();
     let mut vmm = qemu::start(&golden.qemu, place.shape, Birth::Clone, parts, Cage::default())?;
     let qmp = Qmp::start(vmm.qmp);
-    let mut pipe = Pipe::new(vmm.ctl);
+    let mut pipe = Pipe::new(vmm.wires.ctl);
     let death = vmm.child.death();
     let work = async {
         machine::restore(&qmp, vmm.state_fd, Birth::Clone, QMP_DEADLINE).await?;
-        relay::one_session(&mut pipe, IDENTIFY_DEADLINE, async |session| {
-            let _: Health =
-                session.peer.call(method::HEALTH, &Value::Null, IDENTIFY_DEADLINE).await?;
+        relay::one_session(&mut pipe, IDENTIFY_DEADLINE, async |peer| {
+            let _: Health = peer.call(method::HEALTH, &Value::Null, IDENTIFY_DEADLINE).await?;
             Ok(began.elapsed())
         })
         .await

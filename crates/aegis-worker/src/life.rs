@@ -347,7 +347,7 @@ impl Live {
             self.books.update(|record| record.qemu = None)?;
             return Err(snapshot::with_last_words(error, &words));
         }
-        self.relay.plug(vmm.ctl).await?;
+        self.relay.plug(vmm.wires).await?;
         shared.net.plug(vmm.net);
         self.engine.send_replace(Some(engine.clone()));
         if let Err(error) = std::fs::remove_file(&path) {

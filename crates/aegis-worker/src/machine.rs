@@ -191,7 +191,7 @@ impl Prepared<'_> {
         disk.begin()?;
         let qmp = Qmp::start(vmm.qmp);
         let (frozen, frozen_seen) = watch::channel(false);
-        let relay = Relay::start(vmm.ctl, frozen_seen, Arc::clone(&base.shared.broker));
+        let relay = Relay::start(vmm.wires, frozen_seen, Arc::clone(&base.shared.broker));
         base.books.update(|record| {
             record.qemu = ProcessName::of(pid);
             record.clock = Some(clock);

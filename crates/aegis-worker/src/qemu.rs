@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use aegis_wire::channel::workspace::PORT;
 use aegis_wire::link;
 use aegis_wire::words::MemoryMb;
 use anyhow::Context as _;
@@ -107,12 +108,20 @@ pub struct Cage {
     pub file_size_max: Option<u64>,
 }
 
+/// Our ends of a machine's ports.
+pub struct Wires {
+    /// The control channel's.
+    pub ctl: UnixStream,
+    /// That of messages about its workspace.
+    pub workspace: UnixStream,
+}
+
 /// A running QEMU.
 pub struct Vmm {
     /// The process.
     pub child: Child,
-    /// Our end of the control channel's byte pipe.
-    pub ctl: UnixStream,
+    /// Our ends of its two byte pipes.
+    pub wires: Wires,
     /// Our end of the monitor.
     pub qmp: UnixStream,
     /// Our end of the machine's only link to anything: frames behind their length.
@@ -125,6 +134,7 @@ pub struct Vmm {
 #[derive(Clone, Copy, Default)]
 struct Numbers {
     ctl: RawFd,
+    workspace: RawFd,
     qmp: RawFd,
     net: RawFd,
     memory: RawFd,
@@ -152,11 +162,13 @@ pub fn start(
     cage: Cage,
 ) -> anyhow::Result<Vmm> {
     let (ctl, qemu_ctl) = socket_pair()?;
+    let (workspace, qemu_workspace) = socket_pair()?;
     let (qmp, qemu_qmp) = socket_pair()?;
     let (net, qemu_net) = std::os::unix::net::UnixStream::pair()?;
     let (net, qemu_net) = (OwnedFd::from(net), OwnedFd::from(qemu_net));
     let numbers = Numbers {
         ctl: qemu_ctl.as_raw_fd(),
+        workspace: qemu_workspace.as_raw_fd(),
         qmp: qemu_qmp.as_raw_fd(),
         net: qemu_net.as_raw_fd(),
         memory: parts.memory.as_raw_fd(),
@@ -169,7 +181,7 @@ pub fn start(
     let state_fd = parts.state.as_ref().map(|fd| fd.as_raw_fd());
     let mut command = Command::new(program);
     command.args(arguments(shape, birth, numbers)).stdout(Stdio::null());
-    let mut keep = vec![qemu_ctl, qemu_qmp, qemu_net];
+    let mut keep = vec![qemu_ctl, qemu_workspace, qemu_qmp, qemu_net];
     keep.extend([parts.memory, parts.base, parts.disk, parts.kernel]);
     keep.extend(parts.under);
     keep.extend(parts.initrd);
@@ -192,7 +204,7 @@ pub fn start(
     );
     let child =
         Child::spawn(command).with_context(|| format!("can't start {}", program.display()))?;
-    Ok(Vmm { child, ctl, qmp, net, state_fd })
+    Ok(Vmm { child, wires: Wires { ctl, workspace }, qmp, net, state_fd })
 }
 
 /// The user id that a machine's QEMU runs as, when this process may choose: the same for the same
@@ -283,8 +295,11 @@ fn arguments(shape: Shape, birth: Birth, fd: Numbers) -> Vec<String> {
     ]);
     add(&["-global", "virtio-mmio.force-legacy=false"]);
     add(&["-chardev", &format!("socket,id=ctl,fd={}", fd.ctl)]);
-    add(&["-device", "virtio-serial-device,max_ports=2"]);
+    add(&["-chardev", &format!("socket,id=ws,fd={}", fd.workspace)]);
+    add(&["-device", "virtio-serial-device,max_ports=3"]);
     add(&["-device", "virtserialport,chardev=ctl,name=ctl,nr=1,id=ctlport"]);
+    let port = format!("virtserialport,chardev=ws,name={PORT},nr=2,id=wsport");
+    add(&["-device", &port]);
     add(&["-chardev", &format!("socket,id=qmp,fd={}", fd.qmp), "-mon", "chardev=qmp,mode=control"]);
     let backend = format!("stream,id=n0,server=off,addr.type=fd,addr.str={}", fd.net);
     add(&["-netdev", &backend]);
@@ -371,7 +386,7 @@ mod tests {
         let golden = devices(Birth::Golden { tsc_khz: Some(1) });
         assert_eq!(golden, devices(Birth::Clone));
         assert_eq!(golden, devices(Birth::Wake));
-        assert_eq!(golden.len(), 6);
+        assert_eq!(golden.len(), 7);
         assert!(!golden.iter().any(|d| d.contains("balloon")), "corrupts what clones share");
     }
 

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::broker::Broker;
+use crate::qemu::Wires;
 
 /// So many lost sessions within [`LOSSES_WITHIN`] end the machine.
 const LOSSES_MAX: usize = 5;
@@ -37,6 +38,8 @@ pub struct Session {
     pub mux: Mux,
     /// Calls methods.
     pub peer: Peer,
+    /// The machine's other port, of the same process.
+    pub workspace: Arc<UnixStream>,
 }
 
 /// A machine's channel as a whole.  Cheap to clone.
@@ -51,7 +54,7 @@ pub struct Relay {
     /// Counts the streams of execs and ports.
     pub user_streams: Arc<Semaphore>,
     // Byte pipes of later processes of the same machine.
-    plugs: mpsc::Sender<UnixStream>,
+    plugs: mpsc::Sender<Wires>,
 }
 
 /// Takes note of what the machine says by itself, and passes on what it asks for.
@@ -98,7 +101,7 @@ impl Handler for FromMachine {
 pub async fn one_session<T>(
     pipe: &mut Pipe<UnixStream>,
     deadline: Duration,
-    work: impl AsyncFnOnce(Session) -> anyhow::Result<T>,
+    work: impl AsyncFnOnce(Peer) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let epoch = new_epoch()?;
     tokio::time::timeout(deadline, pipe.open(epoch))
@@ -110,7 +113,7 @@ pub async fn one_session<T>(
     tokio::spawn(refuse(inbound));
     let (exited, _) = watch::channel(None);
     let done = tokio::select! {
-        done = async { work(converse(mux, exited, None).await?).await } => done?,
+        done = async { work(converse(mux, exited, None).await?.1).await } => done?,
         ended = pipe.carry(epoch, app) => {
             ended.context("the control channel broke")?;
             anyhow::bail!("the control channel's session ended")
@@ -129,13 +132,13 @@ impl Relay {
     /// Starts to open sessions on a machine's byte pipe, one after the other, for ever. While
     /// `frozen` nobody inside can answer, and nobody is blamed for it. What the machine asks for goes
     /// to `broker`.
-    pub fn start(ctl: UnixStream, frozen: watch::Receiver<bool>, broker: Arc<Broker>) -> Relay {
+    pub fn start(wires: Wires, frozen: watch::Receiver<bool>, broker: Arc<Broker>) -> Relay {
         let (session_in, session) = watch::channel(None);
         let (exited_in, exited) = watch::channel(None);
         let (dead_in, dead) = watch::channel(None);
         let (plugs, plugged) = mpsc::channel(1);
         tokio::spawn(async move {
-            let why = sessions(ctl, plugged, frozen, &session_in, &exited_in, &broker).await;
+            let why = sessions(wires, plugged, frozen, &session_in, &exited_in, &broker).await;
             session_in.send_replace(None);
             dead_in.send_replace(Some(why));
         });
@@ -143,10 +146,10 @@ impl Relay {
         Relay { session, exited, dead, user_streams, plugs }
     }
 
-    /// Goes on over the byte pipe of another process, which took the machine over while it stood
+    /// Goes on over the byte pipes of another process, which took the machine over while it stood
     /// still.
-    pub async fn plug(&self, ctl: UnixStream) -> anyhow::Result<()> {
-        self.plugs.send(ctl).await.context("the control channel ended")
+    pub async fn plug(&self, wires: Wires) -> anyhow::Result<()> {
+        self.plugs.send(wires).await.context("the control channel ended")
     }
 
     /// The session of now, or the next one.
@@ -178,14 +181,14 @@ pub async fn open_stream(mux: &Mux, head: &StreamHead, first: &[u8]) -> std::io:
 }
 
 async fn sessions(
-    ctl: UnixStream,
-    mut plugged: mpsc::Receiver<UnixStream>,
+    wires: Wires,
+    mut plugged: mpsc::Receiver<Wires>,
     mut frozen: watch::Receiver<bool>,
     session: &watch::Sender<Option<Session>>,
     exited: &watch::Sender<Option<ProcessExit>>,
     broker: &Arc<Broker>,
 ) -> String {
-    let mut pipe = Pipe::new(ctl);
+    let (mut pipe, mut workspace) = plug(wires);
     let mut losses: VecDeque<Instant> = VecDeque::with_capacity(LOSSES_MAX);
     loop {
         let epoch = match new_epoch() {
@@ -196,16 +199,16 @@ async fn sessions(
             Ok(Ok(())) => {}
             // A suspended machine has no process; the next one brings its own pipe.
             Ok(Err(_)) if *frozen.borrow() => match plugged.recv().await {
-                Some(ctl) => {
-                    pipe = Pipe::new(ctl);
+                Some(wires) => {
+                    (pipe, workspace) = plug(wires);
                     continue;
                 }
                 None => return "the machine is gone".to_owned(),
             },
             Ok(Err(error)) => match plugged.try_recv() {
                 // It goes on already.
-                Ok(ctl) => {
-                    pipe = Pipe::new(ctl);
+                Ok(wires) => {
+                    (pipe, workspace) = plug(wires);
                     continue;
                 }
                 Err(_) => return format!("the control channel broke: {error}"),
@@ -216,7 +219,7 @@ async fn sessions(
                     thawed = frozen.wait_for(|frozen| !frozen) => if thawed.is_err() {
                         return "the machine is gone".to_owned();
                     },
-                    Some(ctl) = plugged.recv() => pipe = Pipe::new(ctl),
+                    Some(wires) = plugged.recv() => (pipe, workspace) = plug(wires),
                 }
                 continue;
             }
@@ -230,7 +233,10 @@ async fn sessions(
         tokio::spawn(refuse(inbound));
         let converse = async {
             match converse(mux.clone(), exited.clone(), Some(Arc::clone(broker))).await {
-                Ok(opened) => session.send_replace(Some(opened)),
+                Ok((mux, peer)) => {
+                    let workspace = Arc::clone(&workspace);
+                    session.send_replace(Some(Session { mux, peer, workspace }))
+                }
                 Err(_) => None,
             };
             mux.closed().await;
@@ -258,14 +264,18 @@ async fn sessions(
     }
 }
 
+fn plug(wires: Wires) -> (Pipe<UnixStream>, Arc<UnixStream>) {
+    (Pipe::new(wires.ctl), Arc::new(wires.workspace))
+}
+
 async fn converse(
     mux: Mux,
     exited: watch::Sender<Option<ProcessExit>>,
     broker: Option<Arc<Broker>>,
-) -> anyhow::Result<Session> {
+) -> anyhow::Result<(Mux, Peer)> {
     let control = open_stream(&mux, &StreamHead::Control, &[]).await?;
     let peer = Peer::start(control, FromMachine { exited, broker, session: mux.clone() });
-    Ok(Session { mux, peer })
+    Ok((mux, peer))
 }
 
 /// The host opens every stream of this generation; what the machine opens is closed.
@@ -275,7 +285,8 @@ async fn refuse(mut inbound: mpsc::Receiver<Stream>) {
     }
 }
 
-fn new_epoch() -> anyhow::Result<[u8; 8]> {
+/// Of a session.
+pub fn new_epoch() -> anyhow::Result<[u8; 8]> {
     let mut epoch = [0; 8];
     random(&mut epoch)?;
     Ok(epoch)

@@ -160,15 +160,14 @@ async fn boot_and_save(
     let cage = Cage { uid: qemu::own_uid(name), ..Cage::default() };
     let mut vmm = qemu::start(&golden.qemu, shape, Birth::Golden { tsc_khz }, parts, cage)?;
     let qmp = Qmp::start(vmm.qmp);
-    let mut pipe = Pipe::new(vmm.ctl);
+    let mut pipe = Pipe::new(vmm.wires.ctl);
     let death = vmm.child.death();
     let work = async {
         qmp.execute("qmp_capabilities", Value::Null).await?;
-        relay::one_session(&mut pipe, GOLDEN_DEADLINE, async |session| {
-            let _: Health = session.peer.call(method::HEALTH, &Value::Null, RPC_DEADLINE).await?;
+        relay::one_session(&mut pipe, GOLDEN_DEADLINE, async |peer| {
+            let _: Health = peer.call(method::HEALTH, &Value::Null, RPC_DEADLINE).await?;
             // Warms caches: on a slow host longer than an ordinary call.
-            let _: Value =
-                session.peer.call(method::QUIESCE, &Value::Null, GOLDEN_DEADLINE).await?;
+            let _: Value = peer.call(method::QUIESCE, &Value::Null, GOLDEN_DEADLINE).await?;
             Ok(())
         })
         .await?;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
 use aegis_wire::channel::StreamHead;
-use aegis_wire::channel::workspace::{HEAD_LEN, HELLO_LEN, Head, Link, Resume, say};
-use aegis_wire::pipe::mux::Stream;
+use aegis_wire::channel::frame::{Epoch, PADDING};
+use aegis_wire::channel::workspace::{HELLO_LEN, Inbox, Link, Resume, put};
 use aegis_wire::words::DiskBytes;
 use aegis_wire::worker::{Lend, workspace_book};
 use aegis_workspace::Terms;
@@ -22,12 +22,15 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::child::Child;
 use crate::life::{Books, lock};
-use crate::relay::{self, Relay};
+use crate::relay::{self, Relay, Session};
 use crate::snapshot;
 use crate::sys::{self, Confine};
 
 /// Servers that a machine may wear out.
 const SERVERS_MAX: usize = 5;
+
+/// Bytes that are read or written at a time.
+const CHUNK: usize = 64 * 1024;
 
 /// A folder that is lent.
 pub struct Workspace {
@@ -172,17 +175,12 @@ async fn read_answer(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
 }
 
 impl Server {
-    /// Speaks with the machine over one stream per session; ends with the channel.
+    /// Speaks with the machine while one session of its channel after the other lives; ends with the
+    /// channel.
     async fn speak(&self, relay: &Relay) {
         while let Ok(session) = relay.session().await {
-            let heard = lock(&self.link).heard();
-            let head = StreamHead::Workspace(Resume { server: self.name.clone(), heard });
-            let spoken = async {
-                let stream = relay::open_stream(&session.mux, &head, &[]).await?;
-                self.carry(stream).await
-            };
-            if let Err(error) = spoken.await {
-                tracing::debug!(%error, "a stream of the workspace ended");
+            if let Err(error) = self.carry(&session).await {
+                tracing::debug!(error = format!("{error:#}"), "the workspace's messages ended");
             }
             // A machine that gives its mount up gets no other one in this session.
             session.mux.closed().await;
@@ -191,38 +189,78 @@ impl Server {
         }
     }
 
-    async fn carry(&self, stream: Stream) -> io::Result<()> {
-        let (mut from, to) = tokio::io::split(stream);
+    async fn carry(&self, session: &Session) -> anyhow::Result<()> {
+        let epoch = relay::new_epoch()?;
+        let heard = lock(&self.link).heard();
+        let head = StreamHead::Workspace(Resume { server: self.name.clone(), heard, epoch });
+        let mut stream = relay::open_stream(&session.mux, &head, &[]).await?;
         let mut hello = [0; HELLO_LEN];
-        from.read_exact(&mut hello).await?;
-        lock(&self.link).resume(u64::from_le_bytes(hello)).map_err(io::Error::other)?;
+        stream.read_exact(&mut hello).await?;
+        lock(&self.link).resume(u64::from_le_bytes(hello))?;
+        let port = &*session.workspace;
         tokio::select! {
-            heard = self.hear(from) => heard,
-            said = self.say(to) => said,
+            heard = self.hear(port, epoch) => heard,
+            said = self.say(port, epoch) => said,
+            // Nothing comes over it but its end.
+            ended = stream.read_u8() => Err(ended.err().map_or_else(
+                || anyhow::anyhow!("the machine says more than it may"),
+                Into::into,
+            )),
         }
     }
 
     /// Machine → server.
-    async fn hear(&self, mut from: impl AsyncRead + Unpin) -> io::Result<()> {
+    async fn hear(&self, port: &UnixStream, epoch: Epoch) -> anyhow::Result<()> {
+        let (mut inbox, mut chunk) = (Inbox::default(), vec![0; CHUNK]);
+        inbox.begin(epoch);
         loop {
-            let mut head = [0; HEAD_LEN];
-            from.read_exact(&mut head).await?;
-            let head = Head::read(head).map_err(io::Error::other)?;
-            lock(&self.link).other_heard(head.heard).map_err(io::Error::other)?;
-            if head.len > 0 {
-                let mut message = vec![0; head.len];
-                from.read_exact(&mut message).await?;
-                // Either it is with the server and counted, or neither.
-                let place = self.requests.reserve().await;
-                place.map_err(|_| io::ErrorKind::BrokenPipe)?.send(message);
-                lock(&self.link).came();
+            while let Some((head, message)) = inbox.next_message()? {
+                lock(&self.link).other_heard(head.heard)?;
+                if head.len > 0 {
+                    // Either it is with the server and counted, or neither.
+                    let place = self.requests.reserve().await?;
+                    place.send(message);
+                    lock(&self.link).came();
+                }
+                self.news.notify_waiters();
             }
-            self.news.notify_waiters();
+            port.readable().await?;
+            match port.try_read(&mut chunk) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(n) => inbox.feed(&chunk[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e.into()),
+            }
         }
     }
 
     /// Server → machine.
-    async fn say(&self, to: impl AsyncWrite + Unpin) -> io::Result<()> {
-        say(&self.news, || lock(&self.link).next_out(), to).await
+    async fn say(&self, port: &UnixStream, epoch: Epoch) -> anyhow::Result<()> {
+        // Completes whatever was cut off before.
+        let mut out = vec![0xFF; PADDING];
+        loop {
+            let mut more = std::pin::pin!(self.news.notified());
+            // From here on none is missed.
+            more.as_mut().enable();
+            while out.len() < CHUNK
+                && let Some(next) = lock(&self.link).next_out()
+            {
+                put(&mut out, epoch, &next);
+            }
+            if out.is_empty() {
+                more.await;
+                continue;
+            }
+            let mut rest = &out[..];
+            while !rest.is_empty() {
+                port.writable().await?;
+                match port.try_write(rest) {
+                    Ok(n) => rest = &rest[n..],
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            out.clear();
+        }
     }
 }

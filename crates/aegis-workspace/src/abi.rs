@@ -20,11 +20,9 @@ pub mod op {
     pub const RMDIR: u32 = 11;
     pub const RENAME: u32 = 12;
     pub const LINK: u32 = 13;
-    pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
     pub const STATFS: u32 = 17;
-    pub const RELEASE: u32 = 18;
     pub const FSYNC: u32 = 20;
     pub const INIT: u32 = 26;
     pub const OPENDIR: u32 = 27;
@@ -47,7 +45,6 @@ pub mod init {
     pub const MAJOR: u32 = 7;
     pub const MINOR: u32 = 31;
     pub const ASYNC_READ: u32 = 1;
-    pub const ATOMIC_O_TRUNC: u32 = 1 << 3;
     pub const BIG_WRITES: u32 = 1 << 5;
     pub const AUTO_INVAL_DATA: u32 = 1 << 12;
     pub const DO_READDIRPLUS: u32 = 1 << 13;
@@ -65,14 +62,13 @@ pub mod set {
     pub const SIZE: u32 = 1 << 3;
     pub const ATIME: u32 = 1 << 4;
     pub const MTIME: u32 = 1 << 5;
-    pub const FH: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
 }
 
-/// The answer to OPEN: what the kernel has cached of the file is still right.
+/// The answer to CREATE: what the kernel has cached of the file is still right.
 pub const OPEN_KEEP_CACHE: u32 = 1 << 1;
-/// WRITE comes from the page cache: whatever the handle was opened for, the offset counts.
+/// WRITE comes from the page cache: however the file was opened, the offset counts.
 pub const WRITE_CACHE: u32 = 1;
 /// FSYNC asks for the data only.
 pub const FSYNC_DATA: u32 = 1;

@@ -1,7 +1,9 @@
-//! Files: opened, read, written, changed.
+//! Files: read, written, changed.
 
 use std::fs::File;
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use aegis_wire::bounds::WORKSPACE_TRANSFER_MAX;
 use rustix::fs::{
@@ -10,19 +12,12 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, ReadWriteFlags};
 
-use crate::abi::{FSYNC_DATA, OPEN_KEEP_CACHE, Reader, WRITE_CACHE, set};
+use crate::abi::{FSYNC_DATA, Reader, WRITE_CACHE, set};
 use crate::folder::{Answer, Folder};
-use crate::handles::Handle;
 use crate::names::permissions;
 use crate::nodes::{self, Stamp};
 use crate::quota::{WRITE_MARGIN, taken};
 use crate::reply::Reply;
-
-/// What of the flags that a file is opened with is the host's business too. Appending is done write
-/// by write; what else there is asks for nothing that a machine may have.
-pub(crate) fn kept(asked: OFlags) -> OFlags {
-    asked & (OFlags::RWMODE | OFlags::SYNC | OFlags::DSYNC)
-}
 
 /// What a change of a file added.
 fn added(before: &Statx, after: &Statx) -> i64 {
@@ -40,114 +35,125 @@ fn most_added(stat: &Statx, offset: u64, len: u64) -> u64 {
 }
 
 impl Folder {
-    pub(crate) fn open(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
-        let asked = OFlags::from_bits_retain(body.u32()?);
-        self.open_node(node, asked, reply)
+    /// A plain file, open to be read.
+    pub(crate) fn readable(&self, node: u64) -> Result<Arc<File>, Errno> {
+        if let Some(file) = self.opened.get(node) {
+            return Ok(file);
+        }
+        let file = self.opened.keep(node, self.open_plain(node, OFlags::RDONLY)?);
+        // Who forgot it meanwhile closed what was there before.
+        if !self.nodes.is_known(node) {
+            self.opened.close(node);
+        }
+        Ok(file)
     }
 
-    /// Opens a plain file, and says whether what the kernel has cached of it is still right.
-    pub(crate) fn open_node(&self, node: u64, asked: OFlags, reply: &mut Reply) -> Answer {
-        let writes = asked & OFlags::RWMODE != OFlags::RDONLY;
-        if self.read_only && (writes || asked.contains(OFlags::TRUNC)) {
-            return Err(Errno::ROFS);
-        }
+    /// A plain file, open to be written, and closed again at once: nobody on the host could run what
+    /// is open to be written.
+    pub(crate) fn writable(&self, node: u64) -> Result<File, Errno> {
+        self.open_plain(node, OFlags::RDWR)
+    }
+
+    fn open_plain(&self, node: u64, flags: OFlags) -> Result<File, Errno> {
         let found = self.nodes.fd(node)?;
-        match nodes::kind(&nodes::stat(&*found)?) {
+        let stat = nodes::stat(&*found)?;
+        match nodes::kind(&stat) {
             FileType::RegularFile => {}
             FileType::Directory => return Err(Errno::ISDIR),
             FileType::Symlink => return Err(Errno::LOOP),
             // Opening a device or a pipe of the host would do something to it.
             _ => return Err(Errno::NXIO),
         }
-        let file = File::from(self.open_found(&found, kept(asked))?);
-        let truncated = asked.contains(OFlags::TRUNC);
-        if truncated {
-            self.resize(node, &file, 0)?;
+        match self.open_found(&found, flags) {
+            Err(Errno::ACCESS) => self.open_nevertheless(&found, stat.stx_mode.into(), flags),
+            opened => opened,
         }
-        let stamp = Stamp::of(&nodes::stat(&file)?);
-        let fresh = self.nodes.cached(node) == Some(stamp) && !truncated;
-        self.nodes.set_cached(node, stamp);
-        let append = asked.contains(OFlags::APPEND);
-        let grave = self.nodes.grave(node)?;
-        let handle = self.handles.add(Handle::new(file, node, append, grave))?;
-        reply.u64(handle).u32(if fresh { OPEN_KEEP_CACHE } else { 0 }).u32(0);
-        Ok(())
+        .map(File::from)
     }
 
-    pub(crate) fn release(&self, mut body: Reader<'_>) -> Answer {
-        self.handles.remove(body.u64()?);
-        Ok(())
+    /// Opens what its owner may not, but may give itself the right to: the machine's kernel has judged
+    /// who may, and perhaps before the right went.
+    fn open_nevertheless(
+        &self,
+        found: &OwnedFd,
+        mode: u32,
+        flags: OFlags,
+    ) -> Result<OwnedFd, Errno> {
+        let name = Folder::link_name(found);
+        let set = |mode| chmodat(self.descriptors(), &name, permissions(mode), AtFlags::empty());
+        set(mode | 0o600).map_err(|_| Errno::ACCESS)?;
+        let file = self.open_found(found, flags);
+        set(mode)?;
+        file
     }
 
-    pub(crate) fn read(&self, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
-        let (handle, offset) = (body.u64()?, body.u64()?);
+    pub(crate) fn read(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
+        body.skip(8)?;
+        let offset = body.u64()?;
         let size = (body.u32()? as usize).min(WORKSPACE_TRANSFER_MAX);
-        let handle = self.handles.file(handle)?;
+        let file = self.readable(node)?;
         let buffer = reply.buffer();
         let start = buffer.len();
         buffer.resize(start + size, 0);
-        let read = read_all(&handle.file, &mut buffer[start..], offset)?;
+        let read = read_all(&file, &mut buffer[start..], offset)?;
         reply.cut(read);
         Ok(())
     }
 
     pub(crate) fn write(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
-        let (handle, offset) = (body.u64()?, body.u64()?);
-        let (size, flags) = (body.u32()? as usize, body.u32()?);
-        body.skip(16)?;
+        body.skip(8)?;
+        let (offset, size, flags) = (body.u64()?, body.u32()? as usize, body.u32()?);
+        body.skip(8)?;
+        let opened_with = OFlags::from_bits_retain(body.u32()?);
+        body.skip(4)?;
         let bytes = body.rest();
         if bytes.len() != size || size > WORKSPACE_TRANSFER_MAX {
             return Err(Errno::INVAL);
         }
-        let handle = self.handles.file(handle)?;
-        if handle.node != node {
-            return Err(Errno::BADF);
-        }
+        let file = self.writable(node)?;
         // To the system call the largest offset is another word for "here".
         i64::try_from(offset).map_err(|_| Errno::FBIG)?;
-        let append = handle.append && flags & WRITE_CACHE == 0;
+        let append = opened_with.contains(OFlags::APPEND) && flags & WRITE_CACHE == 0;
         let _alone = self.alone(node);
-        let before = nodes::stat(&handle.file)?;
+        // The kernel believes nothing of what it knew before.
+        self.nodes.untold(node);
+        let before = nodes::stat(&file)?;
         let offset = if append { before.stx_size } else { offset };
         let most = most_added(&before, offset, size as u64);
-        let (written, after) = self.quota.grow(most, || {
-            let written = write_all(&handle.file, bytes, offset, append)?;
-            let after = nodes::stat(&handle.file)?;
-            Ok(((written, after), added(&before, &after)))
+        let written = self.quota.grow(most, || {
+            let written = write_all(&file, bytes, offset, append)?;
+            let after = nodes::stat(&file)?;
+            self.nodes.set_own(node, Stamp::of(&after));
+            Ok((written, added(&before, &after)))
         })?;
-        // What the kernel has cached was right before, and it knows what it wrote.
-        if self.nodes.cached(node) == Some(Stamp::of(&before)) {
-            self.nodes.set_cached(node, Stamp::of(&after));
-        }
         reply.u32(u32::try_from(written).unwrap_or(u32::MAX)).u32(0);
         Ok(())
     }
 
-    pub(crate) fn sync(&self, mut body: Reader<'_>) -> Answer {
-        let (handle, flags) = (body.u64()?, body.u32()?);
-        let handle = self.handles.get(handle)?;
-        match flags & FSYNC_DATA {
-            0 => rustix::fs::fsync(&handle.file),
-            _ => rustix::fs::fdatasync(&handle.file),
+    pub(crate) fn sync(&self, node: u64, mut body: Reader<'_>) -> Answer {
+        body.skip(8)?;
+        let file = self.readable(node)?;
+        match body.u32()? & FSYNC_DATA {
+            0 => rustix::fs::fsync(&file),
+            _ => rustix::fs::fdatasync(&file),
         }
     }
 
     pub(crate) fn allocate(&self, node: u64, mut body: Reader<'_>) -> Answer {
-        let (handle, offset, len) = (body.u64()?, body.u64()?, body.u64()?);
+        body.skip(8)?;
+        let (offset, len) = (body.u64()?, body.u64()?);
         let mode = FallocateFlags::from_bits_retain(body.u32()?);
-        let handle = self.handles.file(handle)?;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // Blocks behind a file's end would not be counted.
         let takes = mode.is_empty();
-        if handle.node != node {
-            return Err(Errno::BADF);
-        }
         if !takes && mode != punch {
             return Err(Errno::OPNOTSUPP);
         }
+        let file = self.writable(node)?;
         let _alone = self.alone(node);
+        self.nodes.untold(node);
         let most = if takes { len.saturating_add(WRITE_MARGIN) } else { 0 };
-        self.measured(&handle.file, most, || fallocate(&handle.file, mode, offset, len))
+        self.measured(&file, most, || fallocate(&file, mode, offset, len))
     }
 
     /// Does what may add so many bytes to a file, and counts what it does.
@@ -160,41 +166,33 @@ impl Folder {
     }
 
     /// Cuts a file, or lets it grow by nothing but a hole.
-    fn resize(&self, node: u64, file: &File, size: u64) -> Answer {
+    pub(crate) fn resize(&self, node: u64, size: u64) -> Answer {
+        let file = &self.writable(node)?;
         let _alone = self.alone(node);
         self.measured(file, 0, || ftruncate(file, size))
     }
 
-    pub(crate) fn seek(&self, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
-        let (handle, offset, whence) = (body.u64()?, body.u64()?, body.u32()?);
-        let handle = self.handles.file(handle)?;
+    pub(crate) fn seek(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
+        body.skip(8)?;
+        let (offset, whence) = (body.u64()?, body.u32()?);
         // What is left is the kernel's own affair.
         let to = match whence {
             3 => SeekFrom::Data(offset),
             4 => SeekFrom::Hole(offset),
             _ => return Err(Errno::INVAL),
         };
-        reply.u64(rustix::fs::seek(&handle.file, to)?);
+        reply.u64(rustix::fs::seek(&*self.readable(node)?, to)?);
         Ok(())
     }
 
-    pub(crate) fn get_attributes(
-        &self,
-        node: u64,
-        mut body: Reader<'_>,
-        reply: &mut Reply,
-    ) -> Answer {
-        const BY_HANDLE: u32 = 1;
-        let flags = body.u32()?;
-        body.skip(4)?;
-        let handle = body.u64()?;
-        let stat = match self.handles.get(handle) {
-            Ok(handle) if flags & BY_HANDLE != 0 && handle.node == node => {
-                nodes::stat(&handle.file)?
-            }
-            _ => nodes::stat(&*self.nodes.fd(node)?)?,
-        };
-        reply.attr_out(&stat, self.owner());
+    pub(crate) fn get_attributes(&self, node: u64, reply: &mut Reply) -> Answer {
+        let stat = nodes::stat(&*self.nodes.fd(node)?)?;
+        self.tell_attributes(node, &stat, reply)
+    }
+
+    fn tell_attributes(&self, node: u64, stat: &Statx, reply: &mut Reply) -> Answer {
+        self.nodes.set_told(node, Stamp::of(stat));
+        reply.attr_out(stat, self.owner(), self.believed(node, stat).attributes);
         Ok(())
     }
 
@@ -207,7 +205,8 @@ impl Folder {
     ) -> Answer {
         let valid = body.u32()?;
         body.skip(4)?;
-        let (handle, size) = (body.u64()?, body.u64()?);
+        body.skip(8)?;
+        let size = body.u64()?;
         body.skip(8)?;
         let (atime, mtime) = (body.u64()?, body.u64()?);
         body.skip(8)?;
@@ -227,12 +226,7 @@ impl Folder {
             if kind != FileType::RegularFile {
                 return Err(Errno::INVAL);
             }
-            match self.handles.file(handle) {
-                Ok(handle) if valid & set::FH != 0 && handle.node == node => {
-                    self.resize(node, &handle.file, size)?;
-                }
-                _ => self.resize(node, &self.open_found(&fd, OFlags::WRONLY)?.into(), size)?,
-            }
+            self.resize(node, size)?;
         }
         let time = |given: u32, now: u32, sec: u64, nsec: u32| {
             let nsec = match valid {
@@ -249,8 +243,9 @@ impl Folder {
             };
             utimensat(self.descriptors(), &name, &times, AtFlags::empty())?;
         }
-        reply.attr_out(&nodes::stat(&*fd)?, self.owner());
-        Ok(())
+        let stat = nodes::stat(&*fd)?;
+        self.nodes.set_own(node, Stamp::of(&stat));
+        self.tell_attributes(node, &stat, reply)
     }
 }
 

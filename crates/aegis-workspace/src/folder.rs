@@ -1,7 +1,7 @@
 //! The folder as its machine's kernel asks for it: one request, one answer, from any thread.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use aegis_wire::bounds::{WORKSPACE_PAGES_MAX, WORKSPACE_READ_AHEAD, WORKSPACE_TRANSFER_MAX};
 use aegis_wire::channel::workspace::OWNER_OPCODE;
@@ -11,8 +11,10 @@ use rustix::io::Errno;
 use crate::abi::{Head, Reader, init, op};
 use crate::handles::Handles;
 use crate::nodes::{self, Bounds, Nodes};
+use crate::opened::Opened;
 use crate::quota::Quota;
 use crate::reply::{Owner, Reply};
+use crate::watch::Watch;
 
 /// Locks that keep two writes to one file apart, so that what each adds can be measured.
 const STRIPES: usize = 64;
@@ -29,8 +31,10 @@ pub struct Lent {
     pub read_only: bool,
     /// What is held at most of it.
     pub bounds: Bounds,
-    /// Open files and directories at most.
+    /// Open files, and open directories, at most.
     pub handles: usize,
+    /// Where the host's changes can be heard of.
+    pub watch: Option<Watch>,
     /// How much it may grow.
     pub quota: Quota,
 }
@@ -39,8 +43,12 @@ pub struct Lent {
 pub struct Folder {
     pub(crate) nodes: Nodes,
     pub(crate) handles: Handles,
+    pub(crate) opened: Opened,
     pub(crate) quota: Arc<Quota>,
     pub(crate) read_only: bool,
+    pub(crate) watch: Option<Watch>,
+    // Read by requests whose answers are to be believed, written by news.
+    pub(crate) looks: RwLock<()>,
     descriptors: OwnedFd,
     owner: Mutex<Owner>,
     stripes: [Mutex<()>; STRIPES],
@@ -60,8 +68,11 @@ impl Folder {
         Ok(Folder {
             nodes: Nodes::new(lent.root, lent.bounds, Arc::clone(&quota))?,
             handles: Handles::new(lent.handles),
+            opened: Opened::new(lent.handles),
             quota,
             read_only: lent.read_only,
+            watch: lent.watch,
+            looks: RwLock::default(),
             descriptors: lent.descriptors,
             owner: Mutex::default(),
             stripes: [const { Mutex::new(()) }; STRIPES],
@@ -106,7 +117,7 @@ impl Folder {
             op::INIT => init(body, reply),
             op::DESTROY => Ok(()),
             op::LOOKUP => self.lookup(node, body, reply),
-            op::GETATTR => self.get_attributes(node, body, reply),
+            op::GETATTR => self.get_attributes(node, reply),
             op::SETATTR => self.set_attributes(node, body, reply),
             op::READLINK => self.read_link(node, reply),
             op::SYMLINK => self.symlink(node, body, reply),
@@ -117,25 +128,29 @@ impl Folder {
             op::RENAME => self.rename(node, body, false),
             op::RENAME2 => self.rename(node, body, true),
             op::LINK => self.link(node, body, reply),
-            op::OPEN => self.open(node, body, reply),
             op::CREATE => self.create(node, body, reply),
-            op::READ => self.read(body, reply),
+            op::READ => self.read(node, body, reply),
             op::WRITE => self.write(node, body, reply),
-            op::FSYNC | op::FSYNCDIR => self.sync(body),
-            op::RELEASE | op::RELEASEDIR => self.release(body),
+            op::FSYNC => self.sync(node, body),
+            op::FSYNCDIR => self.sync_directory(body),
+            op::RELEASEDIR => self.release(body),
             op::FALLOCATE => self.allocate(node, body),
-            op::LSEEK => self.seek(body, reply),
+            op::LSEEK => self.seek(node, body, reply),
             op::OPENDIR => self.open_directory(node, reply),
             op::READDIR => self.list(node, body, reply, false),
             op::READDIRPLUS => self.list(node, body, reply, true),
             op::STATFS => self.statfs(node, reply),
-            // The kernel does without: locks are its own, attributes beside these there are none.
+            // The kernel does without: that files are opened and closed it keeps to itself from the
+            // first answer on, locks are its own, attributes beside these there are none.
             _ => Err(Errno::NOSYS),
         }
     }
 
     fn set_owner(&self, mut body: Reader<'_>) -> Answer {
         let owner = Owner { uid: body.u32()?, gid: body.u32()? };
+        if let Some(watch) = &self.watch {
+            watch.set_heard(body.u32().is_ok_and(|takes_news| takes_news == 1));
+        }
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = owner;
         Ok(())
     }
@@ -173,7 +188,7 @@ impl Folder {
     }
 
     fn forget(&self, node: u64, mut body: Reader<'_>) -> Answer {
-        self.nodes.forget(node, body.u64()?);
+        self.forget_times(node, body.u64()?);
         Ok(())
     }
 
@@ -182,9 +197,19 @@ impl Folder {
         body.skip(4)?;
         for _ in 0..count {
             let (node, times) = (body.u64()?, body.u64()?);
-            self.nodes.forget(node, times);
+            self.forget_times(node, times);
         }
         Ok(())
+    }
+
+    /// The kernel forgets a file as often as it says.
+    pub(crate) fn forget_times(&self, node: u64, times: u64) {
+        if let Some((parent, name)) = self.nodes.forget(node, times) {
+            self.opened.close(node);
+            if let Some(watch) = &self.watch {
+                watch.forget(node, parent, &name);
+            }
+        }
     }
 
     /// The machine's own view: its limit, and what is left of that and of the host's disk.
@@ -238,7 +263,6 @@ fn init(mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         return Err(Errno::PROTO);
     }
     let flags = init::ASYNC_READ
-        | init::ATOMIC_O_TRUNC
         | init::BIG_WRITES
         | init::AUTO_INVAL_DATA
         | init::DO_READDIRPLUS

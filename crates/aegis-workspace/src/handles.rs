@@ -1,38 +1,25 @@
-//! What the machine has open.
+//! Directories that the machine has open.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::nodes::Grave;
-
-/// An open file or directory.
+/// An open directory.
 pub struct Handle {
     /// It.
-    pub file: File,
-    /// Which file it is of.
+    pub file: OwnedFd,
+    /// Which one it is of.
     pub node: u64,
-    /// Whether it writes to the file's end, wherever that is by then.
-    pub append: bool,
-    /// Whether it is a directory's.
-    pub directory: bool,
-    /// Keeps two readers of a directory apart: they share its position.
+    /// Keeps two readers apart: they share its position.
     pub turn: Mutex<()>,
-    // Held on to: with the last handle what the file took may be free.
-    _grave: Arc<Grave>,
 }
 
 impl Handle {
-    /// Of an open file.
-    pub fn new(file: File, node: u64, append: bool, grave: Arc<Grave>) -> Handle {
-        Handle { file, node, append, directory: false, turn: Mutex::default(), _grave: grave }
-    }
-
     /// Of an open directory.
-    pub fn of_directory(file: File, node: u64, grave: Arc<Grave>) -> Handle {
-        Handle { directory: true, ..Handle::new(file, node, false, grave) }
+    pub fn new(file: OwnedFd, node: u64) -> Handle {
+        Handle { file, node, turn: Mutex::default() }
     }
 }
 
@@ -79,15 +66,6 @@ impl Handles {
     /// `BADF` when there is none.
     pub fn get(&self, number: u64) -> Result<Arc<Handle>, Errno> {
         self.lock().open.get(&number).cloned().ok_or(Errno::BADF)
-    }
-
-    /// The open file of that number.
-    ///
-    /// # Errors
-    /// `BADF`, or `ISDIR`.
-    pub fn file(&self, number: u64) -> Result<Arc<Handle>, Errno> {
-        let handle = self.get(number)?;
-        if handle.directory { Err(Errno::ISDIR) } else { Ok(handle) }
     }
 
     /// Closes one.

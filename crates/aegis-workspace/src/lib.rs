@@ -22,12 +22,15 @@ mod folder;
 mod handles;
 mod list;
 mod names;
+mod news;
 mod nodes;
+mod opened;
 mod quota;
 mod reply;
 mod serve;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use serve::{Terms, open, serve};

@@ -23,10 +23,18 @@ const TOLD: usize = 128;
 impl Folder {
     pub(crate) fn open_directory(&self, node: u64, reply: &mut Reply) -> Answer {
         let file = self.open_listed(node)?;
-        let grave = self.nodes.grave(node)?;
-        let handle = self.handles.add(Handle::of_directory(file.into(), node, grave))?;
+        let handle = self.handles.add(Handle::new(file, node))?;
         reply.u64(handle).u64(0);
         Ok(())
+    }
+
+    pub(crate) fn release(&self, mut body: Reader<'_>) -> Answer {
+        self.handles.remove(body.u64()?);
+        Ok(())
+    }
+
+    pub(crate) fn sync_directory(&self, mut body: Reader<'_>) -> Answer {
+        rustix::fs::fsync(&self.handles.get(body.u64()?)?.file)
     }
 
     /// Lists from where the kernel says, as much as it has room for; `plus` tells of each file too.
@@ -40,8 +48,11 @@ impl Folder {
         let (handle, offset) = (body.u64()?, body.u64()?);
         let room = (body.u32()? as usize).min(WORKSPACE_TRANSFER_MAX);
         let handle = self.handles.get(handle)?;
-        if !handle.directory || handle.node != node {
+        if handle.node != node {
             return Err(Errno::BADF);
+        }
+        if plus {
+            self.watch_over(node, &handle.file);
         }
         let _turn = handle.turn.lock().unwrap_or_else(PoisonError::into_inner);
         rustix::fs::seek(&handle.file, SeekFrom::Start(offset))?;
@@ -59,12 +70,12 @@ impl Folder {
             if plus {
                 let told = match name.to_bytes() {
                     b"." | b".." => None,
-                    _ => self.tell_listed(node, &handle, name),
+                    _ => self.listed(node, &handle, name),
                 };
                 match told {
-                    Some((id, stat)) => reply.entry(id, &stat, self.owner()),
+                    Some((id, stat)) => self.tell_entry(node, name, id, &stat, reply),
                     // The kernel asks when it wants to know.
-                    None => reply.zeros(TOLD),
+                    None => drop(reply.zeros(TOLD)),
                 };
             }
             reply.u64(entry.ino()).u64(entry.next_entry_cookie());
@@ -74,12 +85,7 @@ impl Folder {
         Ok(())
     }
 
-    fn tell_listed(
-        &self,
-        parent: u64,
-        handle: &Handle,
-        name: &std::ffi::CStr,
-    ) -> Option<(u64, Statx)> {
+    fn listed(&self, parent: u64, handle: &Handle, name: &std::ffi::CStr) -> Option<(u64, Statx)> {
         let stat = nodes::stat_at(&handle.file, name).ok()?;
         let id = self.nodes.told(parent, name, &stat, None).ok()?;
         Some((id, stat))

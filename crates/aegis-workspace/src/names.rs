@@ -10,10 +10,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::abi::Reader;
+use crate::abi::{OPEN_KEEP_CACHE, Reader};
 use crate::folder::{Answer, Folder};
-use crate::handles::Handle;
-use crate::nodes::{self, Key};
+use crate::nodes::{self, Key, Stamp};
 use crate::quota::NAME_BYTES;
 use crate::reply::{PERMISSIONS, Reply};
 
@@ -31,18 +30,19 @@ impl Folder {
     pub(crate) fn lookup(&self, parent: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         let name = body.name()?;
         let directory = self.nodes.fd(parent)?;
+        self.watch_over(parent, &directory);
         match nodes::find(&*directory, name) {
-            Ok((fd, stat)) => self.tell(parent, name, fd, &stat, reply),
+            Ok((fd, stat)) => self.found(parent, name, fd, &stat, reply),
             // That nothing is there is believed for a while too.
             Err(Errno::NOENT) => {
-                reply.nothing();
+                self.tell_nothing(parent, name, reply);
                 Ok(())
             }
             Err(errno) => Err(errno),
         }
     }
 
-    fn tell(
+    fn found(
         &self,
         parent: u64,
         name: &CStr,
@@ -51,14 +51,18 @@ impl Folder {
         reply: &mut Reply,
     ) -> Answer {
         let node = self.nodes.told(parent, name, stat, Some(fd))?;
-        reply.entry(node, stat, self.owner());
+        self.tell_entry(parent, name, node, stat, reply);
         Ok(())
     }
 
     /// Tells of a name that was made just now.
     fn made(&self, parent: u64, directory: &OwnedFd, name: &CStr, reply: &mut Reply) -> Answer {
+        self.watch_over(parent, directory);
+        self.changes_name(parent, name);
         let (fd, stat) = nodes::find(directory, name)?;
-        self.tell(parent, name, fd, &stat, reply)
+        self.found(parent, name, fd, &stat, reply)?;
+        self.own(&stat);
+        Ok(())
     }
 
     pub(crate) fn read_link(&self, node: u64, reply: &mut Reply) -> Answer {
@@ -116,14 +120,15 @@ impl Folder {
         self.made(parent, &directory, name, reply)
     }
 
-    /// Makes and opens a file; or opens the one that stands there by now.
+    /// Makes a file and opens it; or finds the one that stands there by now.
     pub(crate) fn create(&self, parent: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
         let (flags, mode) = (body.u32()?, body.u32()?);
         body.skip(8)?;
         let name = body.name()?;
         let asked = OFlags::from_bits_retain(flags);
         let directory = self.nodes.fd(parent)?;
-        let access = crate::files::kept(asked) | OFlags::CREATE | OFlags::EXCL;
+        self.watch_over(parent, &directory);
+        let access = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let made = self.quota.grow(NAME_BYTES, || {
             let access = access | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file =
@@ -134,21 +139,28 @@ impl Folder {
             Ok(file) => {
                 let stat = nodes::stat(&file)?;
                 let node = self.nodes.told(parent, name, &stat, None)?;
-                let grave = self.nodes.grave(node)?;
-                let append = asked.contains(OFlags::APPEND);
-                let handle = self
-                    .handles
-                    .add(Handle::new(file.into(), node, append, grave))
-                    .inspect_err(|_| self.nodes.forget(node, 1))?;
-                reply.entry(node, &stat, self.owner());
-                reply.u64(handle).u64(0);
+                self.nodes.set_own(node, Stamp::of(&stat));
+                self.changes_name(parent, name);
+                self.tell_entry(parent, name, node, &stat, reply);
+                reply.u64(0).u32(OPEN_KEEP_CACHE).u32(0);
                 Ok(())
             }
             Err(Errno::EXIST) if !asked.contains(OFlags::EXCL) => {
                 let (fd, stat) = nodes::find(&*directory, name)?;
+                if nodes::kind(&stat) != FileType::RegularFile {
+                    return Err(Errno::EXIST);
+                }
                 let node = self.nodes.told(parent, name, &stat, Some(fd))?;
-                reply.entry(node, &stat, self.owner());
-                self.open_node(node, asked, reply).inspect_err(|_| self.nodes.forget(node, 1))
+                // The kernel holds it to be new, and empty.
+                let emptied = match asked.contains(OFlags::TRUNC) {
+                    true => self.resize(node, 0),
+                    false => Ok(()),
+                };
+                emptied.inspect_err(|_| self.forget_times(node, 1))?;
+                let stat = nodes::stat(&*self.nodes.fd(node)?)?;
+                self.tell_entry(parent, name, node, &stat, reply);
+                reply.u64(0).u64(0);
+                Ok(())
             }
             Err(errno) => Err(errno),
         }
@@ -173,8 +185,12 @@ impl Folder {
         work: impl FnOnce() -> Result<(), Errno>,
     ) -> Answer {
         let (fd, stat) = nodes::find(above, name)?;
+        self.changes_name(parent, name);
         let last = stat.stx_nlink == 1 || nodes::kind(&stat) == FileType::Directory;
         if !last {
+            if let Some(node) = self.nodes.known(Key::of(&stat)) {
+                self.nodes.untold(node);
+            }
             work()?;
             self.quota.give_back(NAME_BYTES);
             return Ok(());
@@ -186,7 +202,7 @@ impl Folder {
             self.quota.give_back(NAME_BYTES);
             Ok(())
         });
-        self.nodes.forget(node, 1);
+        self.forget_times(node, 1);
         done
     }
 
@@ -218,15 +234,33 @@ impl Folder {
         } else {
             work()?;
         }
-        if let Some(moved) = self.nodes.known(key) {
-            self.nodes.renamed(moved, to_parent, to_name);
-        }
+        self.changes_name(parent, name);
+        self.changes_name(to_parent, to_name);
+        self.moved(key, to_parent, &to, to_name);
         if flags == RenameFlags::EXCHANGE
-            && let Some(other) = there.and_then(|there| self.nodes.known(there))
+            && let Some(there) = there
         {
-            self.nodes.renamed(other, parent, name);
+            self.moved(there, parent, &from, name);
         }
         Ok(())
+    }
+
+    /// The machine made it what it is.
+    fn own(&self, stat: &Statx) {
+        if let Some(node) = self.nodes.known(Key::of(stat)) {
+            self.nodes.set_own(node, Stamp::of(stat));
+        }
+    }
+
+    fn moved(&self, key: Key, parent: u64, directory: &OwnedFd, name: &CStr) {
+        let Some(node) = self.nodes.known(key) else { return };
+        self.nodes.renamed(node, parent, name);
+        if let Ok(stat) = nodes::stat_at(directory, name) {
+            self.own(&stat);
+        }
+        if let Some(watch) = &self.watch {
+            watch.believe(parent, name, node);
+        }
     }
 
     /// Gives a file of the folder another name in it.

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -20,6 +21,8 @@ use rustix::io::Errno;
 use crate::abi::ROOT_ID;
 use crate::quota::{Quota, taken};
 
+/// Changes that are further apart have different times, on any host.
+const TICK: Duration = Duration::from_millis(20);
 /// Directories above each other that are walked down again.
 const DEPTH_MAX: usize = 2048;
 
@@ -55,18 +58,32 @@ impl Key {
     }
 }
 
-/// What changes whenever the contents do.
+/// What changes whenever a file does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
+    mode: u16,
     size: u64,
     modified: (i64, u32),
     changed: (i64, u32),
 }
 
 impl Stamp {
+    /// Whether so little time passed since it changed that another change may bear the same stamp.
+    pub fn is_young(&self) -> bool {
+        let (seconds, nanos) = self.changed;
+        let changed = u64::try_from(seconds).map(|s| UNIX_EPOCH + Duration::new(s, nanos));
+        changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age < TICK))
+    }
+
+    /// Whether nothing was written in between.
+    pub fn same_contents(&self, other: &Stamp) -> bool {
+        (self.size, self.modified) == (other.size, other.modified)
+    }
+
     /// Of the file that was looked at.
     pub fn of(stat: &Statx) -> Stamp {
         Stamp {
+            mode: stat.stx_mode,
             size: stat.stx_size,
             modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
             changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
@@ -74,28 +91,31 @@ impl Stamp {
     }
 }
 
-/// Who has a file, as a node or as a handle, has its grave: with the last of them the room of a file
-/// without a name is given back.
-pub struct Grave {
+/// What the machine was told of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// As it was then.
+    pub stamp: Stamp,
+    /// It had changed just before.
+    pub young: bool,
+}
+
+/// A node's end: with it the room of a file without a name is given back.
+struct Grave {
     quota: Arc<Quota>,
-    nameless: Mutex<Option<Arc<OwnedFd>>>,
+    nameless: Option<Arc<OwnedFd>>,
 }
 
 impl Grave {
-    fn new(quota: &Arc<Quota>) -> Arc<Grave> {
-        Arc::new(Grave { quota: Arc::clone(quota), nameless: Mutex::default() })
-    }
-
-    fn set(&self, nameless: Option<Arc<OwnedFd>>) {
-        *self.nameless.lock().unwrap_or_else(PoisonError::into_inner) = nameless;
+    fn new(quota: &Arc<Quota>) -> Grave {
+        Grave { quota: Arc::clone(quota), nameless: None }
     }
 }
 
 impl Drop for Grave {
     fn drop(&mut self) {
-        let fd = self.nameless.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // Only what was counted comes back: of all else the name alone was.
-        if let Some(fd) = fd
+        if let Some(fd) = self.nameless.take()
             && let Ok(stat) = stat(fd)
             && stat.stx_nlink == 0
             && kind(&stat) == FileType::RegularFile
@@ -118,8 +138,13 @@ struct Node {
     // Since the last look at the queue.
     used: bool,
     nameless: bool,
-    cached: Option<Stamp>,
-    grave: Arc<Grave>,
+    // It is under another name by now, or under none.
+    lost: bool,
+    // What of it the machine was told, unless that is not believed any more.
+    told: Option<Told>,
+    // What it was right after the machine itself changed it last.
+    own: Option<Stamp>,
+    grave: Grave,
 }
 
 #[derive(Default)]
@@ -186,7 +211,9 @@ impl Nodes {
             fd: Some(Arc::new(root)),
             used: true,
             nameless: false,
-            cached: None,
+            lost: false,
+            told: None,
+            own: None,
             grave,
         };
         table.nodes.insert(ROOT_ID, root);
@@ -226,7 +253,9 @@ impl Nodes {
                     fd: None,
                     used: false,
                     nameless: false,
-                    cached: None,
+                    lost: false,
+                    told: None,
+                    own: None,
                     grave,
                 };
                 table.nodes.insert(id, node);
@@ -236,6 +265,7 @@ impl Nodes {
         };
         let node = table.nodes.get_mut(&id).ok_or(Errno::STALE)?;
         node.lookups = node.lookups.saturating_add(1);
+        node.lost = false;
         if id != ROOT_ID && (node.parent != parent || node.name.as_c_str() != name || node.nameless)
         {
             (node.parent, node.name) = (parent, name.to_owned());
@@ -249,28 +279,28 @@ impl Nodes {
         Ok(id)
     }
 
-    /// The kernel forgets a file as often as it says.
-    pub fn forget(&self, id: u64, times: u64) {
+    /// The kernel forgets a file as often as it says; tells the directory and the name of one that
+    /// is not known any more.
+    pub fn forget(&self, id: u64, times: u64) -> Option<(u64, CString)> {
         if id == ROOT_ID {
-            return;
+            return None;
         }
         // Closing, and counting what is freed, takes its time.
-        let _gone = {
+        let mut gone = {
             let mut table = self.lock();
-            let Some(node) = table.nodes.get_mut(&id) else { return };
+            let node = table.nodes.get_mut(&id)?;
             node.lookups = node.lookups.saturating_sub(times);
             if node.lookups > 0 {
-                return;
+                return None;
             }
-            let node = table.nodes.remove(&id);
-            if let Some(node) = &node {
-                if table.by_key.get(&node.key) == Some(&id) {
-                    table.by_key.remove(&node.key);
-                }
-                table.nameless -= usize::from(node.nameless);
+            let node = table.nodes.remove(&id)?;
+            if table.by_key.get(&node.key) == Some(&id) {
+                table.by_key.remove(&node.key);
             }
+            table.nameless -= usize::from(node.nameless);
             node
         };
+        Some((gone.parent, std::mem::take(&mut gone.name)))
     }
 
     /// A descriptor of a file, which can be looked at and opened by it, and nothing else.
@@ -337,11 +367,6 @@ impl Nodes {
         self.lock().by_key.get(&key).copied()
     }
 
-    /// What handles of a file hold on to.
-    pub fn grave(&self, id: u64) -> Result<Arc<Grave>, Errno> {
-        Ok(Arc::clone(&self.lock().nodes.get(&id).ok_or(Errno::STALE)?.grave))
-    }
-
     /// Prepares for a file's last name to go: its descriptor stays.
     ///
     /// # Errors
@@ -359,7 +384,7 @@ impl Nodes {
         }
         node.nameless = true;
         node.fd = Some(Arc::clone(&fd));
-        node.grave.set(Some(fd));
+        node.grave.nameless = Some(fd);
         table.nameless += 1;
         Ok(())
     }
@@ -369,7 +394,7 @@ impl Nodes {
         let mut table = self.lock();
         let Some(node) = table.nodes.get_mut(&id).filter(|node| node.nameless) else { return };
         node.nameless = false;
-        node.grave.set(None);
+        node.grave.nameless = None;
         table.nameless -= 1;
         self.admit(&mut table, id);
     }
@@ -380,18 +405,73 @@ impl Nodes {
             && id != ROOT_ID
         {
             (node.parent, node.name) = (parent, name.to_owned());
+            (node.lost, node.told) = (false, None);
         }
     }
 
-    /// What the kernel may have cached of a file's contents is of this stamp.
-    pub fn cached(&self, id: u64) -> Option<Stamp> {
-        self.lock().nodes.get(&id)?.cached
+    /// What stands under the name that a file had is another one now, or nothing.
+    pub fn lose(&self, id: u64, parent: u64, name: &CStr) {
+        let mut table = self.lock();
+        if let Some(node) = table.nodes.get_mut(&id)
+            && node.parent == parent
+            && node.name.as_c_str() == name
+        {
+            node.lost = true;
+        }
     }
 
-    /// Notes it.
-    pub fn set_cached(&self, id: u64, stamp: Stamp) {
+    /// The directory in which a file has its only known name.
+    pub fn above(&self, id: u64) -> Option<u64> {
+        let table = self.lock();
+        table.nodes.get(&id).filter(|node| !node.lost && !node.nameless).map(|node| node.parent)
+    }
+
+    /// Whether it is known.
+    pub fn is_known(&self, id: u64) -> bool {
+        self.lock().nodes.contains_key(&id)
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.lock().nodes.len()
+    }
+
+    /// All names by which files are known.
+    pub fn all_names(&self) -> Vec<(u64, CString)> {
+        let table = self.lock();
+        let named = table.nodes.iter().filter(|(id, node)| **id != ROOT_ID && !node.nameless);
+        named.map(|(_, node)| (node.parent, node.name.clone())).collect()
+    }
+
+    /// What the machine believes of a file.
+    pub fn told_of(&self, id: u64) -> Option<Told> {
+        self.lock().nodes.get(&id)?.told
+    }
+
+    /// Whether nobody but the machine itself made it what it is.
+    pub fn is_own(&self, id: u64, now: Stamp) -> bool {
+        self.lock().nodes.get(&id).is_some_and(|node| node.own == Some(now))
+    }
+
+    /// The machine changed it itself.
+    pub fn set_own(&self, id: u64, stamp: Stamp) {
         if let Some(node) = self.lock().nodes.get_mut(&id) {
-            node.cached = Some(stamp);
+            node.own = Some(stamp);
+        }
+    }
+
+    /// The machine is told of a file.
+    pub fn set_told(&self, id: u64, stamp: Stamp) {
+        let told = Told { stamp, young: stamp.is_young() };
+        if let Some(node) = self.lock().nodes.get_mut(&id) {
+            node.told = Some(told);
+        }
+    }
+
+    /// It believes nothing of it any more.
+    pub fn untold(&self, id: u64) {
+        if let Some(node) = self.lock().nodes.get_mut(&id) {
+            node.told = None;
         }
     }
 

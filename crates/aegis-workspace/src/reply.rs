@@ -5,9 +5,14 @@ use rustix::io::Errno;
 
 use crate::abi::OUT_HEADER;
 
-/// How long the kernel may believe what it was told of a name or of a file, seconds: so long may a
-/// change that is made on the host go unseen.
-pub const BELIEVED_SECS: u64 = 1;
+/// How long the kernel may believe what it was told, seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Believed {
+    /// Of what a name means.
+    pub name: u64,
+    /// Of what a file is.
+    pub attributes: u64,
+}
 /// Bits of a mode that mean nothing but permissions: a file gives nobody other rights than their own.
 pub const PERMISSIONS: u32 = 0o1777;
 
@@ -30,6 +35,13 @@ impl Reply {
         bytes.extend_from_slice(&[0; 8]);
         bytes.extend_from_slice(&unique.to_le_bytes());
         Reply(bytes)
+    }
+
+    /// News of that kind, which answer nothing.
+    pub fn news(code: u32) -> Reply {
+        let mut news = Reply::to(0, 64);
+        news.0[4..8].copy_from_slice(&code.to_le_bytes());
+        news
     }
 
     /// Bytes of its body so far.
@@ -92,18 +104,25 @@ impl Reply {
     }
 
     /// `fuse_attr_out`.
-    pub fn attr_out(&mut self, stat: &Statx, owner: Owner) -> &mut Reply {
-        self.u64(BELIEVED_SECS).u64(0).attr(stat, owner)
+    pub fn attr_out(&mut self, stat: &Statx, owner: Owner, believed: u64) -> &mut Reply {
+        self.u64(believed).u64(0).attr(stat, owner)
     }
 
     /// `fuse_entry_out`.
-    pub fn entry(&mut self, node: u64, stat: &Statx, owner: Owner) -> &mut Reply {
-        self.u64(node).u64(0).u64(BELIEVED_SECS).u64(BELIEVED_SECS).u64(0).attr(stat, owner)
+    pub fn entry(
+        &mut self,
+        node: u64,
+        stat: &Statx,
+        owner: Owner,
+        believed: Believed,
+    ) -> &mut Reply {
+        let Believed { name, attributes } = believed;
+        self.u64(node).u64(0).u64(name).u64(attributes).u64(0).attr(stat, owner)
     }
 
     /// `fuse_entry_out` of a name that nothing has.
-    pub fn nothing(&mut self) -> &mut Reply {
-        self.zeros(16).u64(BELIEVED_SECS).zeros(104)
+    pub fn nothing(&mut self, believed: u64) -> &mut Reply {
+        self.zeros(16).u64(believed).zeros(104)
     }
 
     /// The whole answer.

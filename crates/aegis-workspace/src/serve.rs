@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
 use anyhow::Context as _;
@@ -16,6 +16,7 @@ use crate::confine::{self, Confined};
 use crate::folder::{Folder, Lent};
 use crate::nodes::Bounds;
 use crate::quota::Quota;
+use crate::watch::{self, Watch};
 
 /// Requests that are worked on at a time.
 const THREADS: usize = 4;
@@ -58,14 +59,15 @@ pub fn serve(terms: &Terms) -> anyhow::Result<()> {
     let disk = given(terms.disk, false).context("the disk")?;
     let book = given(terms.book, true).context("the book")?;
     let quota = Quota::new(terms.limit_bytes, Some(disk), Some(book));
+    let watches = watch::host_limit();
     let confined = confine::confine(folder, terms.read_only)?;
     // After the change of user, which clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("parent")?;
-    let folder = lend(confined, terms, quota)?;
-    work(&socket, &folder)
+    let folder = lend(confined, terms, quota, watches)?;
+    work(socket, folder)
 }
 
-fn lend(confined: Confined, terms: &Terms, quota: Quota) -> anyhow::Result<Folder> {
+fn lend(confined: Confined, terms: &Terms, quota: Quota, watches: usize) -> anyhow::Result<Folder> {
     let files = confined.files.saturating_sub(OWN_FILES);
     let nodes = (terms.memory_bytes / MEMORY_PER_NODE).clamp(1024, NODES_MAX);
     let bounds = Bounds {
@@ -73,23 +75,46 @@ fn lend(confined: Confined, terms: &Terms, quota: Quota) -> anyhow::Result<Folde
         descriptors: files / 4,
         nameless: files / 4,
     };
+    // By its number a descriptor is found from here, by every thread.
+    rustix::process::fchdir(&confined.descriptors).context("descriptors")?;
+    let watch = Watch::new(&confined.root, "", watches);
+    if watch.is_none() {
+        tracing::info!("the host's changes are not heard of: what is told is believed shortly");
+    }
     Folder::new(Lent {
         root: confined.root,
         descriptors: confined.descriptors,
         read_only: terms.read_only,
         bounds,
-        handles: files / 2,
+        handles: files / 4,
+        watch,
         quota,
     })
     .context("the folder")
 }
 
 /// Answers until the socket ends.
-fn work(socket: &UnixStream, folder: &Folder) -> anyhow::Result<()> {
-    let (input, output) = (Mutex::new(socket), Mutex::new(socket));
+fn work(socket: UnixStream, folder: Folder) -> anyhow::Result<()> {
+    let shared = Arc::new((folder, Mutex::new(socket.try_clone()?)));
+    let news = Arc::clone(&shared);
+    // It ends with the process.
+    std::thread::Builder::new().name("news".to_owned()).spawn(move || {
+        let (folder, output) = &*news;
+        let send = |news: &[u8]| {
+            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.write_all(news).is_ok()
+        };
+        if let Err(error) = folder.tell_changes(send) {
+            // What the machine believes may be untrue from here on: it begins anew.
+            tracing::error!(%error, "the host's changes are not heard of any more");
+            std::process::exit(1);
+        }
+    })?;
+    let input = Mutex::new(socket);
     std::thread::scope(|scope| {
+        let (folder, output) = &*shared;
         let threads: Vec<_> =
-            (0..THREADS).map(|_| scope.spawn(|| one(&input, &output, folder))).collect();
+            (0..THREADS).map(|_| scope.spawn(|| one(&input, output, folder))).collect();
         for thread in threads {
             thread.join().map_err(|_| anyhow::anyhow!("a thread died"))??;
         }
@@ -98,8 +123,8 @@ fn work(socket: &UnixStream, folder: &Folder) -> anyhow::Result<()> {
 }
 
 fn one(
-    input: &Mutex<&UnixStream>,
-    output: &Mutex<&UnixStream>,
+    input: &Mutex<UnixStream>,
+    output: &Mutex<UnixStream>,
     folder: &Folder,
 ) -> anyhow::Result<()> {
     let mut request = Vec::new();
@@ -120,6 +145,7 @@ fn one(
                 return Err(error.into());
             }
         }
+        let _looking = folder.looking(&request);
         if let Some(answer) = folder.answer(&request) {
             let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
             output.write_all(&answer)?;

@@ -1,5 +1,6 @@
 //! The server as a machine's kernel speaks to it, and as one that means harm does.
 
+mod changes;
 mod hostile;
 mod kernel;
 mod quotas;
@@ -44,6 +45,7 @@ impl Scene {
             read_only,
             bounds,
             handles: HANDLES,
+            watch: None,
             quota: Quota::new(limit, None, None),
         })
         .unwrap();
@@ -86,35 +88,40 @@ impl Scene {
         Ok(u64_at(&self.say(op::MKDIR, parent, Ask::new().u32(0o755).u32(0).text(name))?, 0))
     }
 
-    /// Node and handle.
-    fn create(&self, parent: u64, name: &str) -> Result<(u64, u64), Errno> {
+    fn create(&self, parent: u64, name: &str) -> Result<u64, Errno> {
         let mut ask = Ask::new();
         ask.u32(OFlags::RDWR.bits() | OFlags::CREATE.bits()).u32(0o644).u32(0).u32(0).text(name);
-        let answer = self.say(op::CREATE, parent, &ask)?;
-        Ok((u64_at(&answer, 0), u64_at(&answer, 128)))
+        Ok(u64_at(&self.say(op::CREATE, parent, &ask)?, 0))
     }
 
-    fn open(&self, node: u64, flags: OFlags) -> Result<u64, Errno> {
-        let answer = self.say(op::OPEN, node, Ask::new().u32(flags.bits()).u32(0))?;
-        Ok(u64_at(&answer, 0))
+    fn write(&self, node: u64, offset: u64, bytes: &[u8]) -> Result<u32, Errno> {
+        self.write_as(node, offset, bytes, 0, OFlags::RDWR)
     }
 
-    fn write(&self, node: u64, handle: u64, offset: u64, bytes: &[u8]) -> Result<u32, Errno> {
+    /// Writes as the kernel does for who opened the file so, or for its own cache.
+    fn write_as(
+        &self,
+        node: u64,
+        offset: u64,
+        bytes: &[u8],
+        flags: u32,
+        opened: OFlags,
+    ) -> Result<u32, Errno> {
         let mut ask = Ask::new();
-        ask.u64(handle).u64(offset).u32(bytes.len() as u32).u32(0).u64(0).u32(0).u32(0);
+        ask.u64(0).u64(offset).u32(bytes.len() as u32).u32(flags).u64(0).u32(opened.bits()).u32(0);
         ask.0.extend_from_slice(bytes);
         let answer = self.say(op::WRITE, node, &ask)?;
         Ok(u32::from_le_bytes(answer[..4].try_into().unwrap()))
     }
 
-    fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+    fn read(&self, node: u64, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
         let mut ask = Ask::new();
-        ask.u64(handle).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0);
-        self.say(op::READ, ROOT_ID, &ask)
+        ask.u64(0).u64(offset).u32(size).u32(0).u64(0).u32(0).u32(0);
+        self.say(op::READ, node, &ask)
     }
 
     fn release(&self, handle: u64) {
-        self.say(op::RELEASE, ROOT_ID, Ask::new().u64(handle)).unwrap();
+        self.say(op::RELEASEDIR, ROOT_ID, Ask::new().u64(handle)).unwrap();
     }
 
     fn unlink(&self, parent: u64, name: &str) -> Result<(), Errno> {

@@ -40,7 +40,7 @@ fn main() {
         let _ = mount(kind, target, kind, MountFlags::empty(), None::<&std::ffi::CStr>);
     }
     load_modules();
-    let port = Arc::new(Port::open());
+    let port = Arc::new(Port::open("ctl"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(serve(port));
 }
@@ -94,7 +94,7 @@ async fn one(machine: Arc<Machine>, mux: Mux, mut stream: Stream) {
         StreamHead::Exec(start) => exec::serve(&start.command, stream).await,
         StreamHead::Files(ask) => files::serve(&ask, stream).await,
         StreamHead::Port { port } => exec::port(port, stream).await,
-        StreamHead::Workspace(_) => workspace::serve(&machine.mode(), stream).await,
+        StreamHead::Workspace(resume) => workspace::serve(&machine.mode(), stream, resume).await,
         StreamHead::Guest { .. } => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The virtio-serial port named `ctl`: carried to and from the session by two threads, and open to
+//! A virtio-serial port by its name: carried to and from the session by two threads, and open to
 //! whoever wants to write past the session.
 
 use std::fs::File;
@@ -28,9 +28,9 @@ pub struct Port {
 
 impl Port {
     /// Waits for the port.
-    pub fn open() -> Port {
+    pub fn open(name: &str) -> Port {
         let node = loop {
-            match find() {
+            match find(name) {
                 Some(node) => break node,
                 None => std::thread::sleep(LOOK_EVERY),
             }
@@ -111,10 +111,10 @@ impl Port {
     }
 }
 
-fn find() -> Option<PathBuf> {
+fn find(wanted: &str) -> Option<PathBuf> {
     std::fs::read_dir("/sys/class/virtio-ports").ok()?.flatten().find_map(|entry| {
         let name = std::fs::read_to_string(entry.path().join("name")).ok()?;
         let node = PathBuf::from("/dev").join(entry.file_name());
-        (name.trim_end() == "ctl" && node.exists()).then_some(node)
+        (name.trim_end() == wanted && node.exists()).then_some(node)
     })
 }

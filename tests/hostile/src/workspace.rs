@@ -1,15 +1,19 @@
 //! What a machine can say about its workspace, by the first word of its command.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aegis_wire::bounds::WORKSPACE_TRANSFER_MAX;
-use aegis_wire::channel::workspace::{HEAD_LEN, Head};
+use aegis_wire::channel::frame::Epoch;
+use aegis_wire::channel::workspace::{Head, Inbox, PORT, Resume, put};
 use aegis_wire::pipe::mux::Stream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 
 use crate::noise::Noise;
+use crate::port::Port;
 
 /// Bytes of the kernel's head of a message.
 const KERNEL_HEAD: usize = 40;
@@ -24,19 +28,28 @@ const NAMES: [&str; 8] =
     ["..", "../secret", "/etc/passwd", "out", "a", "b", "sub", "../../../../../../tmp"];
 
 /// Attacks until the stream ends.
-pub async fn serve(mode: &watch::Receiver<String>, stream: Stream) {
+pub async fn serve(mode: &watch::Receiver<String>, mut stream: Stream, resume: Resume) {
     let mut mode = mode.clone();
     let Ok(mode) = mode.wait_for(|mode| !mode.is_empty()).await.map(|mode| mode.clone()) else {
         return;
     };
-    let (mut read, mut write) = tokio::io::split(stream);
     let heard = if mode == "ws-lies" { u64::MAX } else { 0 };
-    let _ = write.write_all(&heard.to_le_bytes()).await;
+    let _ = stream.write_all(&heard.to_le_bytes()).await;
+    let _ = stream.flush().await;
+    if mode == "ws-mute" {
+        return std::future::pending().await;
+    }
+    let port = Arc::new(Port::open(PORT));
+    let (mut read, write) = tokio::io::split(port.connect());
+    let mut to = To { write, epoch: resume.epoch };
+    let long = Head { len: u32::MAX as usize, heard: 0 };
     let _ = match mode.as_str() {
-        "ws-noise" => noise(&mut read, &mut write).await,
+        "ws-noise" => noise(&mut read, &mut to).await,
         // Whatever is answered, it never comes.
-        "ws-deaf" => deaf(&mut write).await,
-        "ws-long" => write.write_all(&Head { len: u32::MAX as usize, heard: 0 }.bytes()).await,
+        "ws-deaf" => deaf(&mut to).await,
+        "ws-long" => to.say(long, None).await,
+        "ws-frames" => to.frames().await,
+        "ws-talks" => stream.write_all(&[7; 4096]).await,
         _ => Ok(()),
     };
     std::future::pending::<()>().await;
@@ -52,14 +65,42 @@ fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
     request
 }
 
-async fn say(write: &mut WriteHalf<Stream>, heard: u64, request: &[u8]) -> io::Result<()> {
-    write.write_all(&Head { len: request.len(), heard }.bytes()).await?;
-    write.write_all(request).await?;
-    write.flush().await
+/// The way to the host.
+struct To {
+    write: WriteHalf<UnixStream>,
+    epoch: Epoch,
+}
+
+impl To {
+    async fn say(&mut self, head: Head, message: Option<&[u8]>) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        put(&mut bytes, self.epoch, &(head, message.map(Arc::from)));
+        self.write.write_all(&bytes).await
+    }
+
+    /// Frames of all kinds and sizes, of this epoch and of others, between bytes that are none.
+    async fn frames(&mut self) -> io::Result<()> {
+        let mut noise = Noise::new(13);
+        loop {
+            let len = noise.number() as usize % 3000;
+            let body = noise.bytes(len);
+            let [claimed, heard] = [noise.number() % 4000, noise.number() % 3];
+            let mut bytes = Vec::new();
+            let epoch = if heard == 0 { [9; 8] } else { self.epoch };
+            put(&mut bytes, epoch, &(Head { len: claimed as usize, heard: 0 }, Some(body.into())));
+            let cut = noise.number() as usize % bytes.len();
+            self.write.write_all(&bytes[..if heard == 1 { cut } else { bytes.len() }]).await?;
+        }
+    }
+}
+
+async fn say(to: &mut To, heard: u64, request: &[u8]) -> io::Result<()> {
+    to.say(Head { len: request.len(), heard }, Some(request)).await
 }
 
 /// Everything that the kernel could ask for, and more, in no order; answers are taken as they come.
-async fn noise(read: &mut ReadHalf<Stream>, write: &mut WriteHalf<Stream>) -> io::Result<()> {
+async fn noise(read: &mut ReadHalf<UnixStream>, to: &mut To) -> io::Result<()> {
+    let epoch = to.epoch;
     let (heard, news) = (AtomicU64::new(0), Notify::new());
     let say_all = async {
         let (mut noise, mut answers) = (Noise::new(11), 0);
@@ -71,13 +112,13 @@ async fn noise(read: &mut ReadHalf<Stream>, write: &mut WriteHalf<Stream>) -> io
             while answers >= heard.load(Ordering::Relaxed) + AHEAD {
                 news.notified().await;
             }
-            say(write, heard.load(Ordering::Relaxed), &request).await?;
+            say(to, heard.load(Ordering::Relaxed), &request).await?;
             answers += u64::from(!UNANSWERED.contains(&opcode));
         }
     };
     tokio::select! {
         ended = say_all => ended,
-        ended = hear_all(read, &heard, &news) => ended,
+        ended = hear_all(read, epoch, &heard, &news) => ended,
     }
 }
 
@@ -101,32 +142,38 @@ fn body(noise: &mut Noise) -> Vec<u8> {
     body
 }
 
-async fn hear_all(read: &mut ReadHalf<Stream>, heard: &AtomicU64, news: &Notify) -> io::Result<()> {
+async fn hear_all(
+    read: &mut ReadHalf<UnixStream>,
+    epoch: Epoch,
+    heard: &AtomicU64,
+    news: &Notify,
+) -> io::Result<()> {
+    let (mut inbox, mut chunk) = (Inbox::default(), vec![0; 16 * 1024]);
+    inbox.begin(epoch);
     loop {
-        let mut head = [0; HEAD_LEN];
-        read.read_exact(&mut head).await?;
-        let head = Head::read(head).map_err(io::Error::other)?;
-        let mut message = vec![0; head.len];
-        read.read_exact(&mut message).await?;
-        heard.fetch_add(u64::from(head.len > 0), Ordering::Relaxed);
+        let n = read.read(&mut chunk).await?;
+        inbox.feed(&chunk[..n]);
+        while let Some((head, _)) = inbox.next_message().map_err(io::Error::other)? {
+            heard.fetch_add(u64::from(head.len > 0), Ordering::Relaxed);
+        }
         news.notify_one();
     }
 }
 
 /// A file is made, and read for ever, while nobody hears it.
-async fn deaf(write: &mut WriteHalf<Stream>) -> io::Result<()> {
+async fn deaf(to: &mut To) -> io::Result<()> {
     let mut create = vec![0; 16];
     create[0] = 0x42;
     create[4..8].copy_from_slice(&0o644u32.to_le_bytes());
     create.extend_from_slice(b"deaf\0");
-    say(write, 0, &request(35, 1, &create)).await?;
+    say(to, 0, &request(35, 1, &create)).await?;
     let mut bytes = vec![0; 40];
     bytes[0] = 1;
     bytes[16..20].copy_from_slice(&(WORKSPACE_TRANSFER_MAX as u32).to_le_bytes());
     let reads = request(15, 2, &bytes);
     bytes.resize(40 + WORKSPACE_TRANSFER_MAX, 7);
-    say(write, 0, &request(16, 2, &bytes)).await?;
+    say(to, 0, &request(16, 2, &bytes)).await?;
     loop {
-        say(write, 0, &reads).await?;
+        say(to, 0, &reads).await?;
     }
 }

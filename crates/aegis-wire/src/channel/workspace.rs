@@ -9,14 +9,23 @@
 //! message   len u32 │ heard u64 │ len bytes         little-endian; len 0: no message, only a word
 //! ```
 //! `heard` counts the messages that came to the sender.
+//!
+//! Messages have a port of their own beside the channel's: each is made of frames ([`frame`]) of the
+//! epoch that the stream's head named, and what is of another epoch is none. The stream itself says
+//! that they go on: it ends with them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{WORKSPACE_MESSAGE_MAX, WORKSPACE_UNHEARD_BYTES_MAX, WORKSPACE_UNHEARD_MAX};
+use super::frame::{self, Decoder, Epoch, Kind};
+use crate::bounds::{
+    FRAME_PAYLOAD_MAX, WORKSPACE_MESSAGE_MAX, WORKSPACE_UNHEARD_BYTES_MAX, WORKSPACE_UNHEARD_MAX,
+};
 
+/// Name of the port that messages have.
+pub const PORT: &str = "workspace";
 /// Where a machine sees its workspace.
 pub const MOUNT: &str = "/workspace";
 /// Bytes in front of each message.
@@ -26,6 +35,8 @@ pub const HELLO_LEN: usize = 8;
 /// A message of the harness's own, in the kernel's form: user and group whose all files are inside.
 /// It has no answer.
 pub const OWNER_OPCODE: u32 = 0x4145_0001;
+/// Payload of a frame: a whole one is what a port takes at once.
+const FRAME_MAX: usize = FRAME_PAYLOAD_MAX - frame::HEADER_LEN;
 /// Messages that come before a side says so unasked.
 const WORD_EVERY: u64 = 8;
 
@@ -45,6 +56,8 @@ pub struct Resume {
     pub server: String,
     /// Messages that came to it.
     pub heard: u64,
+    /// Of the frames that carry messages while this stream lives.
+    pub epoch: Epoch,
 }
 
 /// The other side breaks the protocol.
@@ -100,33 +113,64 @@ impl Head {
 /// What goes out: a message with its head, or a word alone.
 pub type Out = (Head, Option<Arc<[u8]>>);
 
-/// Sends what goes out of a side's account, and what is `news` later, until the stream breaks.
-///
-/// # Errors
-/// The stream's.
-#[cfg(feature = "pipe")]
-pub async fn say(
-    news: &tokio::sync::Notify,
-    next_out: impl Fn() -> Option<Out>,
-    mut to: impl tokio::io::AsyncWrite + Unpin,
-) -> std::io::Result<()> {
-    use tokio::io::AsyncWriteExt as _;
-    loop {
-        let mut more = std::pin::pin!(news.notified());
-        // From here on none is missed.
-        more.as_mut().enable();
-        let mut said = false;
-        while let Some((head, message)) = next_out() {
-            said = true;
-            to.write_all(&head.bytes()).await?;
-            if let Some(message) = message {
-                to.write_all(&message).await?;
+/// Puts what goes out behind what is to be written, as frames.
+pub fn put(to: &mut Vec<u8>, epoch: Epoch, out: &Out) {
+    let (head, message) = out;
+    let (mut first, mut rest) = (Some(head.bytes()), message.as_deref().unwrap_or_default());
+    while first.is_some() || !rest.is_empty() {
+        let first = first.take();
+        let before = first.map_or(0, |first| first.len());
+        let (now, later) = rest.split_at(rest.len().min(FRAME_MAX - before));
+        to.extend_from_slice(&frame::header(Kind::Data, epoch, before + now.len()));
+        to.extend(first.into_iter().flatten());
+        to.extend_from_slice(now);
+        rest = later;
+    }
+}
+
+/// Finds messages in what comes.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    decoder: Decoder,
+    epoch: Epoch,
+    // Of messages, in this epoch.
+    bytes: Vec<u8>,
+}
+
+impl Inbox {
+    /// From here on messages of that epoch count, and what came of others is none.
+    pub fn begin(&mut self, epoch: Epoch) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.bytes.clear();
+        }
+    }
+
+    /// Takes bytes as they came.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.decoder.feed(bytes);
+    }
+
+    /// The next whole message, or a word; `None` until more is fed.
+    ///
+    /// # Errors
+    /// When a message is too long.
+    pub fn next_message(&mut self) -> Result<Option<(Head, Vec<u8>)>, LinkError> {
+        loop {
+            if let Some(head) = self.bytes.first_chunk::<HEAD_LEN>() {
+                let head = Head::read(*head)?;
+                let whole = HEAD_LEN + head.len;
+                if self.bytes.len() >= whole {
+                    let message = self.bytes[HEAD_LEN..whole].to_vec();
+                    self.bytes.drain(..whole);
+                    return Ok(Some((head, message)));
+                }
+            }
+            let Some(frame) = self.decoder.next_frame() else { return Ok(None) };
+            if frame.kind == Kind::Data && frame.epoch == self.epoch {
+                self.bytes.extend_from_slice(&frame.payload);
             }
         }
-        if said {
-            to.flush().await?;
-        }
-        more.await;
     }
 }
 
@@ -177,6 +221,11 @@ impl Link {
         self.told = self.heard;
         let len = message.as_ref().map_or(0, |m| m.len());
         Some((Head { len, heard: self.heard }, message))
+    }
+
+    /// Whether all that was said went out on this stream.
+    pub fn all_out(&self) -> bool {
+        self.sent == self.unheard.len()
     }
 
     /// Takes in what the other side says it heard.
@@ -235,6 +284,38 @@ mod tests {
         assert_eq!(Head::read(head.bytes()), Ok(head));
         let long = Head { len: WORKSPACE_MESSAGE_MAX + 1, heard: 0 };
         assert_eq!(Head::read(long.bytes()), Err(LinkError::TooLong(WORKSPACE_MESSAGE_MAX + 1)));
+    }
+
+    #[test]
+    fn messages_come_out_of_frames_as_they_went_in() {
+        let (old, now) = ([1; 8], [2; 8]);
+        let long: Arc<[u8]> = (0..WORKSPACE_MESSAGE_MAX).map(|i| i as u8).collect();
+        let outs = [
+            (Head { len: 3, heard: 1 }, Some(Arc::from(*b"abc"))),
+            (Head { len: 0, heard: 2 }, None),
+            (Head { len: long.len(), heard: 3 }, Some(long)),
+        ];
+        // The end of a frame of which the rest was lost, and a message of an earlier stream.
+        let mut bytes = b"half".to_vec();
+        put(&mut bytes, old, &outs[0]);
+        for out in &outs {
+            put(&mut bytes, now, out);
+        }
+        let mut inbox = Inbox::default();
+        inbox.begin(now);
+        let mut came = Vec::new();
+        for part in bytes.chunks(1000) {
+            inbox.feed(part);
+            while let Some(one) = inbox.next_message().unwrap() {
+                came.push(one);
+            }
+        }
+        let all = outs.map(|(head, message)| (head, message.as_deref().unwrap_or(&[]).to_vec()));
+        assert_eq!(came, all);
+        let long = Head { len: WORKSPACE_MESSAGE_MAX + 1, heard: 0 };
+        put(&mut bytes, now, &(long, None));
+        inbox.feed(&bytes[bytes.len() - HEAD_LEN - frame::HEADER_LEN..]);
+        assert_eq!(inbox.next_message(), Err(LinkError::TooLong(WORKSPACE_MESSAGE_MAX + 1)));
     }
 
     #[test]

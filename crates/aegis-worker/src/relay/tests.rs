@@ -8,6 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite};
 use super::*;
 
 /// Reads up to the next HELLO and acknowledges it.
+/// Nobody is at the other port.
+fn wires(ctl: UnixStream) -> Wires {
+    Wires { ctl, workspace: UnixStream::pair().unwrap().0 }
+}
+
 async fn greet(ctl: &mut UnixStream, decoder: &mut Decoder) -> Option<frame::Epoch> {
     let mut chunk = vec![0; 64 * 1024];
     loop {
@@ -32,7 +37,7 @@ async fn data<W: AsyncWrite + Unpin>(to: &mut W, epoch: frame::Epoch, bytes: &[u
 async fn a_machine_that_talks_rubbish_is_given_up() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (_frozen, frozen) = watch::channel(false);
-    let mut relay = Relay::start(ours, frozen, Arc::new(Broker::new()));
+    let mut relay = Relay::start(wires(ours), frozen, Arc::new(Broker::new()));
     let rubbish = tokio::spawn(async move {
         let mut decoder = Decoder::new();
         let mut greeted = 0;
@@ -55,7 +60,7 @@ async fn a_machine_that_talks_rubbish_is_given_up() {
 async fn a_machine_can_open_nothing_and_does_not_change_its_story() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let (_frozen, frozen) = watch::channel(false);
-    let mut relay = Relay::start(ours, frozen, Arc::new(Broker::new()));
+    let mut relay = Relay::start(wires(ours), frozen, Arc::new(Broker::new()));
     let machine = tokio::spawn(async move {
         let epoch = greet(&mut theirs, &mut Decoder::new()).await.unwrap();
         // The next pipe finds no HELLO any more: it only carries.
@@ -139,7 +144,7 @@ async fn a_machine_asks_and_is_answered_and_streamed_to() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_frozen, frozen) = watch::channel(false);
     let broker = Arc::new(Broker::new());
-    let relay = Relay::start(ours, frozen, Arc::clone(&broker));
+    let relay = Relay::start(wires(ours), frozen, Arc::clone(&broker));
     let (tell, mut told) = mpsc::channel(8);
     let machine = tokio::spawn(asking_machine(theirs, tell));
 

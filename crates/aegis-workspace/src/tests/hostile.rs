@@ -52,7 +52,7 @@ fn a_directory_that_becomes_a_link_is_another_thing() {
     let sub = scene.mkdir(ROOT_ID, "sub").unwrap();
     // So that its descriptor is closed here.
     for i in 0..100 {
-        scene.create(ROOT_ID, &format!("f{i}")).map(|(_, handle)| scene.release(handle)).unwrap();
+        scene.create(ROOT_ID, &format!("f{i}")).unwrap();
         scene.lookup(ROOT_ID, &format!("f{i}")).unwrap();
     }
     fs::remove_dir(scene.at("sub")).unwrap();
@@ -73,14 +73,19 @@ fn what_is_held_is_bounded() {
     let told = (0..2 * BOUNDS.nodes).filter(|i| scene.lookup(ROOT_ID, &format!("f{i}")).is_ok());
     assert_eq!(told.count(), BOUNDS.nodes - 1);
     assert_eq!(scene.list(ROOT_ID, true).len(), 2 * BOUNDS.nodes + 2, "listed all the same");
-    // Files that are open.
-    let node = scene.lookup(ROOT_ID, "f0").unwrap();
-    let opened: Vec<u64> =
-        (0..2 * HANDLES).map_while(|_| scene.open(node, OFlags::RDONLY).ok()).collect();
+    // Directories that are open.
+    let open = || scene.say(op::OPENDIR, ROOT_ID, Ask::new().u64(0)).map(|told| u64_at(&told, 0));
+    let opened: Vec<u64> = (0..2 * HANDLES).map_while(|_| open().ok()).collect();
     assert_eq!(opened.len(), HANDLES);
-    assert_eq!(scene.open(node, OFlags::RDONLY), Err(Errno::NFILE));
+    assert_eq!(open(), Err(Errno::NFILE));
     opened.into_iter().for_each(|handle| scene.release(handle));
     assert_eq!(scene.folder.handles.count(), 0);
+    // Files that are open.
+    for i in 0..BOUNDS.nodes - 1 {
+        let node = scene.lookup(ROOT_ID, &format!("f{i}")).unwrap();
+        assert_eq!(scene.read(node, 0, 1).unwrap(), b"x");
+    }
+    assert_eq!(scene.folder.opened.count(), HANDLES);
     // Files without a name.
     let gone = (0..BOUNDS.nodes - 1).filter(|i| scene.unlink(ROOT_ID, &format!("f{i}")).is_ok());
     assert_eq!(gone.count(), BOUNDS.nameless);
@@ -116,14 +121,14 @@ fn deep_trees_are_walked_without_a_stack() {
 #[test]
 fn large_sizes_are_cut() {
     let scene = Scene::new();
-    let (node, handle) = scene.create(ROOT_ID, "a").unwrap();
-    scene.write(node, handle, 0, b"x").unwrap();
-    assert_eq!(scene.read(handle, 0, u32::MAX).unwrap(), b"x");
-    assert!(scene.read(handle, u64::MAX, u32::MAX).is_err());
+    let node = scene.create(ROOT_ID, "a").unwrap();
+    scene.write(node, 0, b"x").unwrap();
+    assert_eq!(scene.read(node, 0, u32::MAX).unwrap(), b"x");
+    assert!(scene.read(node, u64::MAX, u32::MAX).is_err());
     let mut ask = Ask::new();
-    ask.u64(handle).u64(0).u32(u32::MAX).u32(0).u64(0).u64(0);
+    ask.u64(0).u64(0).u32(u32::MAX).u32(0).u64(0).u64(0);
     assert_eq!(scene.say(op::WRITE, node, &ask), Err(Errno::INVAL));
-    assert!(scene.write(node, handle, u64::MAX, b"xy").is_err());
+    assert!(scene.write(node, u64::MAX, b"xy").is_err());
     let mut request = Ask::new().u32(u32::MAX).u32(0).request(op::BATCH_FORGET, 0);
     assert!(scene.folder.answer(&request).is_none());
     // A length that lies.
@@ -167,7 +172,8 @@ proptest! {
     /// bounded, and nothing outside of the folder changes.
     #[test]
     fn nothing_that_is_said_does_harm(all in requests()) {
-        let scene = Scene::of(1 << 20, false, BOUNDS);
+        let mut scene = Scene::of(1 << 20, false, BOUNDS);
+        changes::watch(&mut scene, 100);
         fs::create_dir(scene.at("sub")).unwrap();
         std::os::unix::fs::symlink("../..", scene.at("sub/up")).unwrap();
         fs::write(scene.at("a"), "a").unwrap();
@@ -181,10 +187,13 @@ proptest! {
             let errno = i32::from_le_bytes(answer[4..8].try_into().unwrap());
             prop_assert!((-4095..=0).contains(&errno));
         }
+        let news = changes::news(&scene);
+        prop_assert!(news.len() <= 4 * BOUNDS.nodes, "{}", news.len());
         let (known, open, nameless) = scene.folder.nodes.held();
         prop_assert!(known <= BOUNDS.nodes && nameless <= BOUNDS.nameless);
         prop_assert!(open <= 1 + BOUNDS.descriptors + BOUNDS.nameless);
         prop_assert!(scene.folder.handles.count() <= HANDLES);
+        prop_assert!(scene.folder.opened.count() <= HANDLES);
         prop_assert!(scene.folder.quota.used() <= 1 << 20);
         prop_assert_eq!(outside(&scene), before);
     }
