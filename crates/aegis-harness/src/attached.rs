@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use aegis_wire::bounds::{ATTACH_DEADLINE, STDIN_WINDOW};
+use aegis_wire::bounds::{ATTACH_LEAVE, STDIN_WINDOW};
 use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::{ExecStart, Window};
 use aegis_wire::pipe::mux::Stream;
@@ -52,7 +52,7 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
         Some(ended) => {
             host.end(&last_frame(Kind::Exit, &ended)).await;
             // The other side leaves when it has it all.
-            let _ = tokio::time::timeout(ATTACH_DEADLINE, &mut reader).await;
+            let _ = tokio::time::timeout(ATTACH_LEAVE, &mut reader).await;
             Some(ended)
         }
         // Its input stays open until it is gone: what came of it is not the whole.

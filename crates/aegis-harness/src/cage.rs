@@ -17,6 +17,8 @@ const HOLD_DEADLINE: Duration = Duration::from_secs(5);
 /// Where cgroup v2 is mounted.
 pub const MOUNT: &str = "/sys/fs/cgroup";
 const NAME: &str = "user";
+/// What the kernel says of a cgroup that was removed.
+const GONE: i32 = rustix::io::Errno::NODEV.raw_os_error();
 /// Memory that user processes can't have: the harness's own growth, buffers of the channel and of
 /// the kernel, bytes.
 const MEMORY_RESERVE: u64 = 16 << 20;
@@ -84,7 +86,15 @@ impl Cage {
     /// Lets them go on. Nobody inside could make a cgroup meanwhile.
     pub fn release(&self) -> io::Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.drain(..).try_for_each(|switch| switch.write_all_at(b"0", 0))
+        let mut released = Ok(());
+        for switch in held.drain(..) {
+            match switch.write_all_at(b"0", 0) {
+                // Who was about to stand still may have removed it.
+                Err(e) if e.raw_os_error() == Some(GONE) => {}
+                other => released = released.and(other),
+            }
+        }
+        released
     }
 
     /// What a process is born into.

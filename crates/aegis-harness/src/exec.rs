@@ -8,7 +8,7 @@ use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::{ExecStart, ProcessExit};
 use aegis_wire::pipe::mux::Stream;
 use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
@@ -30,7 +30,13 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
         Err(error) => return host.end(&last_frame(Kind::Failed, &error)).await,
     };
     let (input, outputs) = output::split(pipes);
-    let feeder = tokio::spawn(feed(from_host, input));
+    let (pid, own) = (child.pid, Arc::clone(&machine));
+    let feeder = tokio::spawn(async move {
+        // Its input stays open until it is gone: what came of it is not the whole.
+        if let Some(_open) = feed(from_host, input).await {
+            hang(&own, pid).await;
+        }
+    });
     let mut exit = limited(Arc::clone(&machine), child, deadline);
     let exit = output::pump(outputs, &mut exit, &mut host).await;
     // An unknown end can only be told as such.
@@ -39,20 +45,37 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart) {
     feeder.abort();
 }
 
+/// How a process ended, for whoever asks, and asks again.
+pub struct Exit {
+    comes: oneshot::Receiver<ProcessExit>,
+    came: Option<Option<ProcessExit>>,
+}
+
+impl Exit {
+    /// Of what is told there.
+    pub fn new(comes: oneshot::Receiver<ProcessExit>) -> Exit {
+        Exit { comes, came: None }
+    }
+
+    /// Waits for it; `None` when nobody knows. Who gives up the wait loses nothing.
+    pub async fn ended(&mut self) -> Option<ProcessExit> {
+        match self.came {
+            Some(came) => came,
+            None => *self.came.insert((&mut self.comes).await.ok()),
+        }
+    }
+}
+
 /// The exit of a child whose group is killed at the deadline.
-pub fn limited(
-    machine: Arc<Machine>,
-    child: Child,
-    deadline: Option<Duration>,
-) -> oneshot::Receiver<ProcessExit> {
-    let Some(deadline) = deadline else { return child.exit };
+pub fn limited(machine: Arc<Machine>, child: Child, deadline: Option<Duration>) -> Exit {
+    let Some(deadline) = deadline else { return Exit::new(child.exit) };
     let (tell, exit) = oneshot::channel();
     tokio::spawn(async move {
         if let Some(exit) = within(&machine, child.pid, child.exit, deadline).await {
             let _ = tell.send(exit);
         }
     });
-    exit
+    Exit::new(exit)
 }
 
 async fn within(
@@ -72,21 +95,20 @@ async fn within(
 
 /// Gives a command whose client is gone a moment to end by itself. What it let go on in groups of
 /// its own is as free as on any Unix.
-pub async fn hang_up(
-    machine: &Machine,
-    pid: Pid,
-    mut exit: oneshot::Receiver<ProcessExit>,
-) -> Option<ProcessExit> {
+pub async fn hang_up(machine: &Machine, pid: Pid, mut exit: Exit) -> Option<ProcessExit> {
+    tokio::select! {
+        ended = exit.ended() => return ended,
+        () = hang(machine, pid) => {}
+    }
+    exit.ended().await
+}
+
+async fn hang(machine: &Machine, pid: Pid) {
     let reaper = &machine.starter.reaper;
     reaper.signal_group(pid, Signal::HUP);
     reaper.signal_group(pid, Signal::CONT);
-    match tokio::time::timeout(GUEST_STOP_GRACE, &mut exit).await {
-        Ok(exit) => exit.ok(),
-        Err(_) => {
-            reaper.signal_group(pid, Signal::KILL);
-            exit.await.ok()
-        }
-    }
+    tokio::time::sleep(GUEST_STOP_GRACE).await;
+    reaper.signal_group(pid, Signal::KILL);
 }
 
 /// The host's side of a stream; output for a host that is gone is dropped.
@@ -122,18 +144,16 @@ impl Host {
     }
 }
 
-/// Host → standard input, until either ends. A host that is gone sends nothing more, which is
-/// the end of the input too.
-async fn feed(from: ReadHalf<Stream>, to: Option<pipe::Sender>) {
-    let Some(mut to) = to else { return };
-    let _ = pass_on(from, &mut to).await;
-}
-
-async fn pass_on(from: impl AsyncRead + Unpin, to: &mut pipe::Sender) -> std::io::Result<()> {
-    let mut from = from;
+/// Host → standard input, until that ends, or nobody reads it; gives it back, still open, where the host
+/// was gone before it had said that this is all.
+async fn feed(mut from: ReadHalf<Stream>, to: Option<pipe::Sender>) -> Option<pipe::Sender> {
+    let mut to = to?;
     let mut bytes = Vec::new();
-    while let Some(Kind::Stdin) = output::read_frame(&mut from, &mut bytes).await? {
-        to.write_all(&bytes).await?;
+    loop {
+        match output::read_frame(&mut from, &mut bytes).await {
+            Ok(Some(Kind::Stdin)) => to.write_all(&bytes).await.ok()?,
+            Ok(Some(Kind::StdinEnd)) => return None,
+            _ => return Some(to),
+        }
     }
-    Ok(())
 }

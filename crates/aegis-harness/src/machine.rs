@@ -228,7 +228,7 @@ impl Machine {
     pub async fn hold(&self) -> Result<(), RpcError> {
         self.lock().step(Phase::Running, Phase::Held)?;
         // Nobody answers a copy: who waits for a file of the host would never stand still.
-        self.workspace.give_up().await;
+        self.workspace.give_up(&self.hands).await;
         let hold = |cage: Arc<Cage>| {
             move || {
                 cage.hold()?;

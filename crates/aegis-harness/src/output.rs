@@ -7,8 +7,8 @@ use aegis_wire::channel::ProcessExit;
 use aegis_wire::channel::output::{self, HEADER_LEN, Kind};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
 
+use crate::exec::Exit;
 use crate::process::Pipes;
 
 /// Bytes of output in one frame. Smaller than a frame may be: many processes share the memory.
@@ -44,14 +44,13 @@ pub trait Source {
 /// nobody knows.
 pub async fn pump<S: Source>(
     mut source: S,
-    exit: &mut oneshot::Receiver<ProcessExit>,
+    exit: &mut Exit,
     sink: &mut impl Sink,
 ) -> Option<ProcessExit> {
     let mut frame = vec![0; HEADER_LEN + CHUNK];
-    let mut ended = None;
     {
         let over = async {
-            ended = Some((&mut *exit).await);
+            exit.ended().await;
             tokio::time::sleep(LINGER).await;
         };
         tokio::pin!(over);
@@ -76,10 +75,7 @@ pub async fn pump<S: Source>(
         frame[..HEADER_LEN].copy_from_slice(&output::header(kind, n));
         sink.send(&frame[..HEADER_LEN + n]).await;
     }
-    match ended {
-        Some(exit) => exit.ok(),
-        None => exit.await.ok(),
-    }
+    exit.ended().await
 }
 
 /// Takes a process's input apart from its outputs.

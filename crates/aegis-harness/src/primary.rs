@@ -12,6 +12,7 @@ use rustix::process::Pid;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::exec::Exit;
 use crate::machine::Machine;
 use crate::output::{self, Sink, last_frame};
 use crate::process::Wish;
@@ -31,7 +32,8 @@ pub async fn start(
     let (_, outputs) = output::split(pipes);
     let (alive, exited) = (machine.primary_alive.clone(), machine.primary_exit.clone());
     alive.send_replace(true);
-    let (tell, mut exit) = oneshot::channel();
+    let (tell, exit) = oneshot::channel();
+    let mut exit = Exit::new(exit);
     tokio::spawn(async move {
         if let Ok(exit) = child.exit.await {
             alive.send_replace(false);

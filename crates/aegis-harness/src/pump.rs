@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use aegis_wire::bounds::{WORKSPACE_IN_FLIGHT_MAX, WORKSPACE_MESSAGE_MAX};
 use aegis_wire::channel::frame::Epoch;
-use aegis_wire::channel::workspace::{Inbox, Link, LinkError, put};
+use aegis_wire::channel::workspace::{Inbox, Link, LinkError, MOUNT, put};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 use tokio::sync::Notify;
 
+use crate::hands::Hands;
 use crate::note::note;
 
 /// Bytes of requests that wait here for the host; more wait with the kernel.
@@ -139,9 +141,13 @@ impl Pump {
     }
 
     /// Lets go of the mount: who waits for an answer gets an error.
-    pub async fn let_go(&self) {
+    pub async fn let_go(&self, hands: &Hands) {
         let Some(mount) = std::mem::take(&mut *lock(&self.state)).mount else { return };
         self.wake();
+        self.news.forget();
+        // To close it is not enough while the other thread tells it news, which may wait for an answer
+        // too. This ends all of them, whether or not it can be unmounted now.
+        let _ = hands.run(|| unmount(MOUNT, UnmountFlags::FORCE)).await;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -259,19 +265,28 @@ impl Pump {
             Ok(n) => &buffer[..n],
         };
         // Only now: a session may have begun since this thread looked, and this be its first words.
-        inbox.begin(lock(&self.state).epoch.unwrap_or_default());
+        let epoch = lock(&self.state).epoch;
+        inbox.begin(epoch.unwrap_or_default());
         inbox.feed(came);
-        if let Err(error) = self.hear(inbox) {
+        if let Err(error) = self.hear(inbox, epoch) {
             note(&format!("workspace: {error}"));
-            lock(&self.state).epoch = None;
+            let mut state = lock(&self.state);
+            // Another session may have begun.
+            if state.epoch == epoch {
+                state.epoch = None;
+            }
         }
         true
     }
 
     /// Host → kernel.
-    fn hear(&self, inbox: &mut Inbox) -> Result<(), LinkError> {
+    fn hear(&self, inbox: &mut Inbox, epoch: Option<Epoch>) -> Result<(), LinkError> {
         while let Some((head, message)) = inbox.next_message()? {
             let mut state = lock(&self.state);
+            // It will come again in the session that began meanwhile.
+            if state.epoch != epoch {
+                return Ok(());
+            }
             let Some(mount) = state.mount.clone() else { continue };
             state.account.link.other_heard(head.heard)?;
             if head.len == 0 {
@@ -331,6 +346,10 @@ impl Account {
 }
 
 impl News {
+    fn forget(&self) {
+        *lock(&self.queue) = Queue::default();
+    }
+
     fn add(&self, to: &Arc<OwnedFd>, message: Vec<u8>) {
         let mut queue = lock(&self.queue);
         if queue.known.insert(message.clone()) {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use aegis_wire::bounds::{ATTACH_DEADLINE, TERMINAL_INPUT_MAX, TERMINAL_STALL};
+use aegis_wire::bounds::{ATTACH_LEAVE, TERMINAL_INPUT_MAX, TERMINAL_STALL};
 use aegis_wire::channel::output::Kind;
 use aegis_wire::channel::{ExecStart, Tty, WindowSize};
 use aegis_wire::pipe::mux::Stream;
@@ -61,7 +61,7 @@ pub async fn serve(machine: Arc<Machine>, stream: Stream, start: ExecStart, tty:
         Some(ended) => {
             host.end(&last_frame(Kind::Exit, &ended)).await;
             // Ends when nobody takes its words, or when the other side, which has it all, leaves.
-            let _ = tokio::time::timeout(ATTACH_DEADLINE, &mut reader).await;
+            let _ = tokio::time::timeout(ATTACH_LEAVE, &mut reader).await;
             Some(ended)
         }
         None => hang_up(&machine, pid, exit).await,

@@ -71,10 +71,11 @@ impl Workspace {
         ask: Option<Mount>,
         user: Option<&User>,
     ) -> io::Result<()> {
-        self.give_up().await;
+        self.give_up(hands).await;
         let Some(ask) = ask else {
             if self.mounted.swap(false, Ordering::Relaxed) {
-                hands.run(|| unmount(MOUNT, UnmountFlags::DETACH)).await??;
+                // It may be gone already; nobody serves it any more.
+                let _ = hands.run(|| unmount(MOUNT, UnmountFlags::DETACH)).await?;
             }
             return Ok(());
         };
@@ -96,12 +97,12 @@ impl Workspace {
     }
 
     /// Lets nobody wait for the host any more: whoever does, or asks later, gets an error.
-    pub async fn give_up(&self) {
+    pub async fn give_up(&self, hands: &Hands) {
         let carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(carrier) = carrier else { return };
         carrier.abort();
         let _ = carrier.await;
-        self.pump.let_go().await;
+        self.pump.let_go(hands).await;
     }
 
     /// Writes to the host what programs left in the kernel's memory (shared mappings). Whatever the
@@ -133,7 +134,7 @@ impl Terms {
     /// Mounts what a server of the host serves.
     async fn mount(&self) -> io::Result<()> {
         // What was open with an earlier one is lost, and says so.
-        self.pump.let_go().await;
+        self.pump.let_go(&self.hands).await;
         let ask = self.ask;
         let mount = self.hands.run(move || mount_fuse(ask)).await??;
         let hears = mount.news.is_some();

@@ -80,6 +80,14 @@ pub fn may_take(
             format!("instance {} is {}; only what runs can be kept", of.name(), of.state.word());
         return Err(Refusal::new(Code::InstanceState, message));
     }
+    if of.spec.attach && with_memory {
+        let message = format!(
+            "the command of {} ends with its client, which a machine that goes on from its memory has not",
+            of.name()
+        );
+        let refusal = Refusal::new(Code::InstanceState, message).rule("attach");
+        return Err(refusal.hint("commit its disk alone (disk_only)"));
+    }
     match injected {
         Some(name) if with_memory => {
             let message = format!(
@@ -246,6 +254,9 @@ mod tests {
         assert!(may_take(&of, true, None).is_ok());
         assert_eq!(may_take(&of, true, Some(&secret)).unwrap_err().rule, Some("secrets"));
         assert!(may_take(&of, false, Some(&secret)).is_ok());
+        of.spec.attach = true;
+        assert_eq!(may_take(&of, true, None).unwrap_err().rule, Some("attach"));
+        assert!(may_take(&of, false, None).is_ok());
         of.state = InstanceState::Stopped;
         assert_eq!(may_take(&of, false, None).unwrap_err().code, Code::InstanceState);
     }

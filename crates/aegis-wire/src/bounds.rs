@@ -65,11 +65,16 @@ pub const ATTACHED_PING: Duration = Duration::from_secs(5);
 pub const STDIN_WINDOW: usize = 256 * 1024;
 /// Standard input of a command that is said with it, bytes.
 pub const STDIN_GIVEN_MAX: usize = 1024 * 1024;
+/// Largest body of an exec, bytes: that, in base64, and all else.
+pub const EXEC_BODY_MAX: usize = STDIN_GIVEN_MAX.div_ceil(3) * 4 + HOST_BODY_MAX;
 /// What an attached command's output makes of log entries, bytes; the rest is its client's alone, and
 /// washes nothing out of the log.
 pub const ATTACHED_LOG_MAX: usize = 1024 * 1024;
 /// A machine whose own command waits for a client ends after this without one.
 pub const ATTACH_DEADLINE: Duration = Duration::from_secs(60);
+/// A client that stays with its command takes the last of its output within this: somebody may read it
+/// page by page.
+pub const ATTACH_LEAVE: Duration = Duration::from_secs(3600);
 /// Longest path in a machine, bytes: what Linux takes, without its zero byte.
 pub const FILE_PATH_MAX: usize = 4096;
 /// Longest name of a directory's entry, bytes.

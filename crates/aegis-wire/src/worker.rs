@@ -213,9 +213,10 @@ pub mod commit {
     pub const DISK: &str = "disk.img";
     /// The rest of what a start needs: [`super::Kept`].
     pub const KEPT: &str = "kept.json";
-    /// The memory: without the first of these there is none. The last is where who holds it answers,
-    /// and its end.
-    pub const MEMORY: [&str; 4] = ["snapshot.json", "mem", "state", "keeper.sock"];
+    /// The memory: without the first of these there is none. After those comes where who holds it
+    /// answers, and its end; and what that leaves, if it has not stored it yet.
+    pub const MEMORY: [&str; 6] =
+        ["snapshot.json", "mem", "state", "keeper.sock", "mem.new", "state.new"];
 }
 
 /// Answer to [`Request::Commit`].

@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,18 +71,22 @@ pub async fn run() -> anyhow::Result<()> {
         return Ok(());
     };
     let snapshot = Arc::new(snapshot);
+    let safe = Arc::new(AtomicBool::new(stored));
     if !stored {
         let (directory, snapshot) = (place.directory.clone(), Arc::clone(&snapshot));
+        let safe = Arc::clone(&safe);
         std::thread::spawn(move || {
             // Whoever waits for a machine of it goes first; to Linux this is this thread alone.
             let _ = rustix::process::setpriority_process(None, LAST);
             // What can't be made again and is only given is a fork's: it ends with its machines.
-            if let Err(error) = snapshot::store(&directory, &snapshot, again) {
+            let done = snapshot::store(&directory, &snapshot, again);
+            if let Err(error) = &done {
                 tracing::warn!(error = format!("{error:#}"), "the snapshot can't be stored");
             }
+            safe.store(done.is_ok() || again, Ordering::Relaxed);
         });
     }
-    serve(&place.directory, listener, snapshot, again).await
+    serve(&place.directory, listener, snapshot, again, &safe).await
 }
 
 /// What a keeper starts with.
@@ -117,7 +122,8 @@ async fn start() -> anyhow::Result<Option<Ready>> {
         })
     };
     let (snapshot, stored) = match (given, &source) {
-        (Some(snapshot), _) => (snapshot, false),
+        // What its pages were counted to is no longer that of those who will share them.
+        (Some(snapshot), _) => (snapshot.refresh()?, false),
         (None, source) => match (load(), source) {
             (Some(snapshot), _) => (snapshot, true),
             (None, Source::Golden(golden)) => {
@@ -152,6 +158,7 @@ async fn serve(
     listener: UnixListener,
     snapshot: Arc<Snapshot>,
     again: bool,
+    safe: &AtomicBool,
 ) -> anyhow::Result<()> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let what = WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
@@ -185,12 +192,13 @@ async fn serve(
                 ready?.clear_ready();
             }
             _ = ticks.tick() => {
-                // What is a commit's is most often needed once.
-                let most = if again { UNUSED_MAX } else { IDLE_MAX };
+                // What is a commit's is most often needed once; what is nowhere else may be needed yet.
+                let safe = safe.load(Ordering::Relaxed);
+                let most = if again || !safe { UNUSED_MAX } else { IDLE_MAX };
                 if leases.idle_for() > most {
                     quit.notify_one();
                 }
-                if leases.idle_for() >= IDLE_MAX && too_many(directory) {
+                if safe && leases.idle_for() >= IDLE_MAX && too_many(directory) {
                     // While we listen no other keeper begins here. The manifest first: without it
                     // there is no snapshot.
                     for name in snapshot::FILES.into_iter().filter(|_| again) {

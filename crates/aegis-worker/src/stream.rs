@@ -10,8 +10,8 @@
 //! section  START id name instance version | PART id | END id, then records, then a footer with the id
 //! record   offset|flags (8) · name of the block, unless CONTINUE · what the flags say
 //! ```
-//! Only sections of `ram` are understood, and they come first. From whatever else comes, all is passed
-//! on as it is.
+//! Only sections of `ram` are understood, and they come first. What comes instead of them, or behind the
+//! last, is passed on as it is.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -49,6 +49,7 @@ pub fn copy(from: impl Read, to: impl Write, fresh: &str, most: u64) -> io::Resu
         to: BufWriter::with_capacity(BUFFER, to),
         fresh: fresh.as_bytes(),
         section: None,
+        whole: false,
         block: Vec::new(),
         said: Vec::new(),
         sent: HashMap::new(),
@@ -70,6 +71,8 @@ struct Copy<'a, R, W: Write> {
     fresh: &'a [u8],
     /// Number of the memory's section.
     section: Option<[u8; 4]>,
+    /// All of it came.
+    whole: bool,
     /// Whose pages came last, and whose went last.
     block: Vec<u8>,
     said: Vec<u8>,
@@ -99,6 +102,8 @@ impl<R: Read, W: Write> Copy<'_, R, W> {
         let kind = match (self.next()?, self.section) {
             (Some(START), None) => START,
             (Some(kind @ (PART | END)), Some(_)) => kind,
+            // Some of it was left out already: what is not understood may mean those.
+            (Some(_), Some(_)) if !self.whole => return Err(unknown("a section")),
             _ => return Ok(false),
         };
         self.pass::<1>()?;
@@ -113,10 +118,14 @@ impl<R: Read, W: Write> Copy<'_, R, W> {
             }
             self.section = Some(id);
         } else if self.section != Some(id) {
-            return Ok(false);
+            return Err(unknown("a section"));
         }
         while self.record()? {}
-        Ok(self.next()? == Some(FOOTER) && self.pass::<5>()?[1..] == id)
+        if self.next()? != Some(FOOTER) || self.pass::<5>()?[1..] != id {
+            return Err(unknown("the end of a section"));
+        }
+        self.whole = kind == END;
+        Ok(!self.whole)
     }
 
     /// Passes one record on; false after the last one of its section.
@@ -142,7 +151,7 @@ impl<R: Read, W: Write> Copy<'_, R, W> {
                 self.page(offset, kind)?;
                 Ok(true)
             }
-            other => Err(io::Error::other(format!("QEMU saves memory in another way: {other:#x}"))),
+            other => Err(unknown(&format!("{other:#x}"))),
         }
     }
 
@@ -222,6 +231,10 @@ impl<R: Read, W: Write> Copy<'_, R, W> {
         }
         Ok(())
     }
+}
+
+fn unknown(what: &str) -> io::Error {
+    io::Error::other(format!("QEMU saves memory in another way: {what}"))
 }
 
 fn say_name(to: &mut impl Write, name: &[u8]) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The machine's workspace: a process that serves one folder and nothing else, and the messages
 //! between it and the machine. What they say, nobody here looks at.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -8,7 +9,9 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use aegis_wire::bounds::WORKSPACE_MESSAGE_MAX;
+use aegis_wire::bounds::{
+    WORKSPACE_MESSAGE_MAX, WORKSPACE_UNHEARD_BYTES_MAX, WORKSPACE_UNHEARD_MAX,
+};
 use aegis_wire::channel::StreamHead;
 use aegis_wire::channel::frame::{Epoch, PADDING};
 use aegis_wire::channel::workspace::{HELLO_LEN, Inbox, Link, Resume, put};
@@ -18,7 +21,8 @@ use aegis_workspace::Terms;
 use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::child::Child;
 use crate::life::{Books, lock};
@@ -48,11 +52,56 @@ pub struct Workspace {
 struct Server {
     child: Child,
     name: String,
-    link: Arc<Mutex<Link>>,
-    // There is something to say, or room for more.
-    news: Arc<Notify>,
-    // Requests for it, whole.
-    requests: mpsc::Sender<Vec<u8>>,
+    account: Arc<Account>,
+    // To it and from it, as long as this is here.
+    _tasks: JoinSet<()>,
+}
+
+/// What was said between the machine and one server.
+#[derive(Default)]
+struct Account {
+    books: Mutex<Both>,
+    // There is something to say, or to do, or room for more.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Both {
+    link: Link,
+    // Requests of this session that the server was not given yet, whole. They have not come: a session
+    // that is lost takes them along, and the machine sends them again in the next one.
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+}
+
+impl Both {
+    /// A machine that waits for the server has no more on its way than that; whoever has read so much
+    /// more breaks the protocol.
+    fn put(&mut self, request: Vec<u8>) -> anyhow::Result<()> {
+        self.waiting_bytes += request.len();
+        self.waiting.push_back(request);
+        anyhow::ensure!(
+            self.waiting.len() <= 2 * WORKSPACE_UNHEARD_MAX
+                && self.waiting_bytes <= WORKSPACE_UNHEARD_BYTES_MAX,
+            "the machine asks more at a time than it may"
+        );
+        Ok(())
+    }
+
+    /// The next one; from here on it has come.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let next = self.waiting.pop_front()?;
+        self.waiting_bytes -= next.len();
+        self.link.came();
+        Some(next)
+    }
+
+    /// Begins a session; gives how many came until now.
+    fn begin(&mut self) -> u64 {
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        self.link.heard()
+    }
 }
 
 impl Workspace {
@@ -127,37 +176,48 @@ impl Workspace {
         let child = Child::spawn_as_is(command).context("can't start the workspace's server")?;
         let mut name = [0; 8];
         relay::random(&mut name)?;
-        let (link, news) = (Arc::new(Mutex::new(Link::default())), Arc::new(Notify::new()));
-        let (requests, to_do) = mpsc::channel(1);
+        let account = Arc::new(Account::default());
         let (answers, asks) = tokio::io::split(UnixStream::from_std(ours)?);
-        tokio::spawn(ask(asks, to_do));
-        tokio::spawn(take(answers, Arc::clone(&link), Arc::clone(&news)));
-        Ok(Server { child, name: snapshot::hex(&name), link, news, requests })
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ask(asks, Arc::clone(&account)));
+        tasks.spawn(take(answers, Arc::clone(&account)));
+        Ok(Server { child, name: snapshot::hex(&name), account, _tasks: tasks })
     }
 }
 
-/// Passes requests on, each whole, whatever becomes of the stream that it came over.
-async fn ask(mut to: impl AsyncWrite + Unpin, mut requests: mpsc::Receiver<Vec<u8>>) {
-    while let Some(request) = requests.recv().await {
+impl Account {
+    /// Waits until something can be had of it.
+    async fn until<T>(&self, mut have: impl FnMut(&mut Both) -> Option<T>) -> T {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // From here on none is missed.
+            news.as_mut().enable();
+            if let Some(had) = have(&mut lock(&self.books)) {
+                return had;
+            }
+            news.await;
+        }
+    }
+}
+
+/// Passes requests on, each whole, whatever becomes of the session that it came in. Nobody else waits
+/// for the server: what it says could not be heard meanwhile, and it would wait for that.
+async fn ask(mut to: impl AsyncWrite + Unpin, account: Arc<Account>) {
+    loop {
+        let request = account.until(Both::take).await;
+        account.news.notify_waiters();
         if to.write_all(&request).await.is_err() {
             return;
         }
     }
 }
 
-/// Takes answers as there is room for them.
-async fn take(mut from: impl AsyncRead + Unpin, link: Arc<Mutex<Link>>, news: Arc<Notify>) {
+/// Takes answers and news as there is room for them.
+async fn take(mut from: impl AsyncRead + Unpin, account: Arc<Account>) {
     while let Ok(answer) = read_answer(&mut from).await {
-        loop {
-            let mut heard = std::pin::pin!(news.notified());
-            heard.as_mut().enable();
-            if lock(&link).has_room() {
-                break;
-            }
-            heard.await;
-        }
-        lock(&link).say(answer.into());
-        news.notify_waiters();
+        account.until(|both| both.link.has_room().then_some(())).await;
+        lock(&account.books).link.say(answer.into());
+        account.news.notify_waiters();
     }
 }
 
@@ -191,12 +251,13 @@ impl Server {
 
     async fn carry(&self, session: &Session) -> anyhow::Result<()> {
         let epoch = relay::new_epoch()?;
-        let heard = lock(&self.link).heard();
+        let heard = lock(&self.account.books).begin();
         let head = StreamHead::Workspace(Resume { server: self.name.clone(), heard, epoch });
         let mut stream = relay::open_stream(&session.mux, &head, &[]).await?;
         let mut hello = [0; HELLO_LEN];
         stream.read_exact(&mut hello).await?;
-        lock(&self.link).resume(u64::from_le_bytes(hello))?;
+        lock(&self.account.books).link.resume(u64::from_le_bytes(hello))?;
+        self.account.news.notify_waiters();
         let port = &*session.workspace;
         tokio::select! {
             heard = self.hear(port, epoch) => heard,
@@ -215,15 +276,18 @@ impl Server {
         inbox.begin(epoch);
         loop {
             while let Some((head, message)) = inbox.next_message()? {
-                lock(&self.link).other_heard(head.heard)?;
-                if head.len > 0 {
-                    // Either it is with the server and counted, or neither.
-                    let place = self.requests.reserve().await?;
-                    place.send(message);
-                    lock(&self.link).came();
+                {
+                    let mut both = lock(&self.account.books);
+                    both.link.other_heard(head.heard)?;
+                    if head.len > 0 {
+                        both.put(message)?;
+                    }
                 }
-                self.news.notify_waiters();
+                self.account.news.notify_waiters();
+                // A machine that never stops talking must not keep this process from all else.
+                tokio::task::consume_budget().await;
             }
+            tokio::task::consume_budget().await;
             port.readable().await?;
             match port.try_read(&mut chunk) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
@@ -239,17 +303,12 @@ impl Server {
         // Completes whatever was cut off before.
         let mut out = vec![0xFF; PADDING];
         loop {
-            let mut more = std::pin::pin!(self.news.notified());
-            // From here on none is missed.
-            more.as_mut().enable();
+            let first = self.account.until(|both| both.link.next_out()).await;
+            put(&mut out, epoch, &first);
             while out.len() < CHUNK
-                && let Some(next) = lock(&self.link).next_out()
+                && let Some(next) = lock(&self.account.books).link.next_out()
             {
                 put(&mut out, epoch, &next);
-            }
-            if out.is_empty() {
-                more.await;
-                continue;
             }
             let mut rest = &out[..];
             while !rest.is_empty() {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use aegis_wire::bounds::WORKSPACE_TRANSFER_MAX;
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, OFlags, SeekFrom, Statx, Timespec, Timestamps, UTIME_NOW,
-    UTIME_OMIT, chmodat, fallocate, ftruncate, utimensat,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx, Timespec, Timestamps,
+    UTIME_NOW, UTIME_OMIT, chmodat, fallocate, fchmod, ftruncate, utimensat,
 };
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -32,6 +32,11 @@ fn most_added(stat: &Statx, offset: u64, len: u64) -> u64 {
         Some(end) if whole && end <= stat.stx_size => 0,
         _ => len.saturating_add(WRITE_MARGIN),
     }
+}
+
+/// A file's mode, with the rights that it gives to others by being run.
+fn whole_mode(file: &OwnedFd) -> Result<Mode, Errno> {
+    Ok(Mode::from_raw_mode(nodes::stat(file)?.stx_mode.into()))
 }
 
 impl Folder {
@@ -65,26 +70,44 @@ impl Folder {
             _ => return Err(Errno::NXIO),
         }
         match self.open_found(&found, flags) {
-            Err(Errno::ACCESS) => self.open_nevertheless(&found, stat.stx_mode.into(), flags),
+            Err(Errno::ACCESS) => self.open_nevertheless(&found, flags),
             opened => opened,
         }
         .map(File::from)
     }
 
     /// Opens what its owner may not, but may give itself the right to: the machine's kernel has judged
-    /// who may, and perhaps before the right went.
-    fn open_nevertheless(
-        &self,
-        found: &OwnedFd,
-        mode: u32,
-        flags: OFlags,
-    ) -> Result<OwnedFd, Errno> {
-        let name = Folder::link_name(found);
-        let set = |mode| chmodat(self.descriptors(), &name, permissions(mode), AtFlags::empty());
-        set(mode | 0o600).map_err(|_| Errno::ACCESS)?;
+    /// who may, and perhaps before the right went. A folder to look at is not changed for it.
+    fn open_nevertheless(&self, found: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if self.read_only {
+            return Err(Errno::ACCESS);
+        }
+        let _alone = self.change_modes();
+        // Not as it was before this thread's turn: another one's moment may have been seen.
+        let mode = whole_mode(found)?;
+        self.set_mode(found, mode | Mode::RUSR | Mode::WUSR).map_err(|_| Errno::ACCESS)?;
+        // The host may have taken a right away that not everybody can give.
+        let widened = whole_mode(found);
         let file = self.open_found(found, flags);
-        set(mode)?;
+        // Who changed it meanwhile meant what is there now.
+        if widened.is_err() || whole_mode(found) == widened {
+            self.restore_mode(found, file.as_ref().ok(), mode);
+        }
         file
+    }
+
+    /// Gives a file its mode back: what was asked for is done by now, and does not fail for it.
+    fn restore_mode(&self, found: &OwnedFd, file: Option<&OwnedFd>, mode: Mode) {
+        let done = file.map_or(Err(Errno::BADF), |file| fchmod(file, mode));
+        if done.is_err()
+            && let Err(error) = self.set_mode(found, mode)
+        {
+            tracing::warn!(%error, mode = mode.bits(), "a file's mode was widened, and stays so");
+        }
+    }
+
+    fn set_mode(&self, found: &OwnedFd, mode: Mode) -> Result<(), Errno> {
+        chmodat(self.descriptors(), Folder::link_name(found), mode, AtFlags::empty())
     }
 
     pub(crate) fn read(&self, node: u64, mut body: Reader<'_>, reply: &mut Reply) -> Answer {
@@ -114,7 +137,7 @@ impl Folder {
         // To the system call the largest offset is another word for "here".
         i64::try_from(offset).map_err(|_| Errno::FBIG)?;
         let append = opened_with.contains(OFlags::APPEND) && flags & WRITE_CACHE == 0;
-        let _alone = self.alone(node);
+        let _alone = (self.alone(node), self.modes_stay());
         // The kernel believes nothing of what it knew before.
         self.nodes.untold(node);
         let before = nodes::stat(&file)?;
@@ -150,7 +173,7 @@ impl Folder {
             return Err(Errno::OPNOTSUPP);
         }
         let file = self.writable(node)?;
-        let _alone = self.alone(node);
+        let _alone = (self.alone(node), self.modes_stay());
         self.nodes.untold(node);
         let most = if takes { len.saturating_add(WRITE_MARGIN) } else { 0 };
         self.measured(&file, most, || fallocate(&file, mode, offset, len))
@@ -167,8 +190,13 @@ impl Folder {
 
     /// Cuts a file, or lets it grow by nothing but a hole.
     pub(crate) fn resize(&self, node: u64, size: u64) -> Answer {
-        let file = &self.writable(node)?;
         let _alone = self.alone(node);
+        self.resize_alone(node, size)
+    }
+
+    fn resize_alone(&self, node: u64, size: u64) -> Answer {
+        let file = &self.writable(node)?;
+        let _modes = self.modes_stay();
         self.measured(file, 0, || ftruncate(file, size))
     }
 
@@ -214,19 +242,23 @@ impl Folder {
         body.skip(4)?;
         let mode = body.u32()?;
         let fd = self.nodes.fd(node)?;
-        let kind = nodes::kind(&nodes::stat(&*fd)?);
+        let _alone = self.alone(node);
+        let before = nodes::stat(&*fd)?;
+        let kind = nodes::kind(&before);
+        let unheard = kind == FileType::RegularFile && self.changed_unheard(node, &before);
         let name = Folder::link_name(&fd);
         if valid & set::MODE != 0 {
             if kind == FileType::Symlink {
                 return Err(Errno::OPNOTSUPP);
             }
-            chmodat(self.descriptors(), &name, permissions(mode), AtFlags::empty())?;
+            let _alone = self.change_modes();
+            self.set_mode(&fd, permissions(mode))?;
         }
         if valid & set::SIZE != 0 {
             if kind != FileType::RegularFile {
                 return Err(Errno::INVAL);
             }
-            self.resize(node, size)?;
+            self.resize_alone(node, size)?;
         }
         let time = |given: u32, now: u32, sec: u64, nsec: u32| {
             let nsec = match valid {
@@ -243,9 +275,24 @@ impl Folder {
             };
             utimensat(self.descriptors(), &name, &times, AtFlags::empty())?;
         }
-        let stat = nodes::stat(&*fd)?;
+        let mut stat = nodes::stat(&*fd)?;
+        if unheard {
+            // What was told stays noted, so that news come. Should they be late, the kernel asks
+            // again at once, finds another time than this one, and so drops its pages.
+            stat.stx_mtime.tv_nsec ^= 1;
+            reply.attr_out(&stat, self.owner(), 0);
+            return Ok(());
+        }
         self.nodes.set_own(node, Stamp::of(&stat));
         self.tell_attributes(node, &stat, reply)
+    }
+
+    /// Whether the host may have written to a file since the machine looked at it or changed it: an
+    /// answer that has the new time would have the kernel take its old pages for new ones.
+    fn changed_unheard(&self, node: u64, stat: &Statx) -> bool {
+        let now = Stamp::of(stat);
+        let told = self.nodes.told_of(node);
+        !self.nodes.is_own(node, now) && told.is_none_or(|told| told.young || told.stamp != now)
     }
 }
 

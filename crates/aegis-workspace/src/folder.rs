@@ -1,7 +1,7 @@
 //! The folder as its machine's kernel asks for it: one request, one answer, from any thread.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use aegis_wire::bounds::{WORKSPACE_PAGES_MAX, WORKSPACE_READ_AHEAD, WORKSPACE_TRANSFER_MAX};
 use aegis_wire::channel::workspace::OWNER_OPCODE;
@@ -53,6 +53,8 @@ pub struct Folder {
     owner: Mutex<Owner>,
     stripes: [Mutex<()>; STRIPES],
     names: Mutex<()>,
+    // Read by those who write to files, written by those who change modes.
+    modes: RwLock<()>,
 }
 
 /// What is answered to a request that is answered.
@@ -77,6 +79,7 @@ impl Folder {
             owner: Mutex::default(),
             stripes: [const { Mutex::new(()) }; STRIPES],
             names: Mutex::default(),
+            modes: RwLock::default(),
         })
     }
 
@@ -164,6 +167,17 @@ impl Folder {
     pub(crate) fn alone(&self, node: u64) -> MutexGuard<'_, ()> {
         let stripe = &self.stripes[node as usize % STRIPES];
         stripe.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps modes as they are while a file is written to. (Opening it to be written may change them
+    /// for a moment: that comes before.)
+    pub(crate) fn modes_stay(&self) -> RwLockReadGuard<'_, ()> {
+        self.modes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from changing modes, and from writing, which takes rights from a mode too.
+    pub(crate) fn change_modes(&self) -> RwLockWriteGuard<'_, ()> {
+        self.modes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps others from taking names away, and from giving one file two.

@@ -28,6 +28,7 @@ mod opened;
 mod quota;
 mod reply;
 mod serve;
+mod stamp;
 mod sys;
 #[cfg(test)]
 mod tests;

@@ -188,10 +188,15 @@ impl Folder {
         self.changes_name(parent, name);
         let last = stat.stx_nlink == 1 || nodes::kind(&stat) == FileType::Directory;
         if !last {
-            if let Some(node) = self.nodes.known(Key::of(&stat)) {
+            let node = self.nodes.known(Key::of(&stat));
+            if let Some(node) = node {
                 self.nodes.untold(node);
             }
             work()?;
+            // Its other name may not be known here.
+            if let Some(node) = node {
+                self.nodes.lose(node, parent, name, Some(fd));
+            }
             self.quota.give_back(NAME_BYTES);
             return Ok(());
         }
@@ -260,6 +265,7 @@ impl Folder {
         }
         if let Some(watch) = &self.watch {
             watch.believe(parent, name, node);
+            self.tidy(watch);
         }
     }
 

@@ -17,9 +17,11 @@ use crate::nodes::{self, Key, Stamp};
 use crate::reply::{Believed, Reply};
 use crate::watch::{Belief, Changes, Watch};
 
-/// How long is believed what would be told if it changed. (A mapping that the host writes to is heard
-/// of when it is closed.)
+/// How long is believed what would be told if it changed: names, and directories.
 pub const LONG: Duration = Duration::from_secs(60);
+/// How long is believed what a file is. No watch hears of a write by another name that the host gave it
+/// outside of the folder since, and of a mapping that is written to only when it is closed.
+pub const FILE: Duration = Duration::from_secs(5);
 /// How long is believed what the host may change without a word.
 const SHORT: Duration = Duration::from_secs(1);
 /// Codes of news.
@@ -69,7 +71,11 @@ impl Folder {
         if !above || !one_name {
             return short;
         }
-        let attributes = if is_directory && !watch.covers(node) { SHORT } else { LONG };
+        let attributes = match is_directory {
+            true if watch.covers(node) => LONG,
+            true => SHORT,
+            false => FILE,
+        };
         Believed { name: LONG.as_secs(), attributes: attributes.as_secs() }
     }
 
@@ -85,15 +91,44 @@ impl Folder {
         let believed = self.believed(node, stat);
         self.nodes.set_told(node, Stamp::of(stat));
         if let Some(watch) = &self.watch {
+            self.replaced(watch, parent, name, Some(node));
             watch.believe(parent, name, node);
+            self.tidy(watch);
         }
         reply.entry(node, stat, self.owner(), believed);
     }
 
     /// Answers that nothing has a name.
     pub(crate) fn tell_nothing(&self, parent: u64, name: &CStr, reply: &mut Reply) {
-        let long = self.watch.as_ref().is_some_and(|watch| watch.believe_nothing(parent, name));
+        let long = self.watch.as_ref().is_some_and(|watch| {
+            self.replaced(watch, parent, name, None);
+            watch.believe_nothing(parent, name)
+        });
         reply.nothing(if long { LONG } else { SHORT }.as_secs());
+    }
+
+    /// Before it is told that a name is that of another node now: the one before lost it, and the news
+    /// that come will find nothing amiss.
+    fn replaced(&self, watch: &Watch, parent: u64, name: &CStr, by: Option<u64>) {
+        if let Belief::Node(before) = watch.belief(parent, name)
+            && Some(before) != by
+        {
+            self.lose(before, parent, name);
+        }
+    }
+
+    /// A node lost the name that it was known by. What was read of it last is open still.
+    fn lose(&self, node: u64, parent: u64, name: &CStr) {
+        let spare = match self.nodes.is_open(node) {
+            true => None,
+            false => self.opened.get(node).and_then(|file| file.try_clone().ok()),
+        };
+        self.nodes.lose(node, parent, name, spare.map(OwnedFd::from));
+    }
+
+    /// Names of nodes that are not known any more are not noted without end, news or not.
+    pub(crate) fn tidy(&self, watch: &Watch) {
+        watch.tidy(self.nodes.len(), |node| self.nodes.is_known(node));
     }
 
     /// The machine changes a name itself, and with it its directory.
@@ -155,12 +190,15 @@ impl Folder {
         for (directory, name) in &changes.names {
             self.look_at_name(watch, *directory, name, &mut news);
         }
+        for (directory, name) in &changes.names {
+            self.find_again(watch, *directory, name);
+        }
         for directory in &changes.directories {
             if let Ok(stat) = self.nodes.fd(*directory).and_then(|fd| nodes::stat(&*fd)) {
                 self.look_at_node(*directory, &stat, &mut news);
             }
         }
-        watch.tidy(self.nodes.len(), |node| self.nodes.is_known(node));
+        self.tidy(watch);
         news.iter().all(|one| send(one))
     }
 
@@ -180,9 +218,25 @@ impl Folder {
         watch.doubt(directory, name);
         news.push(inval_entry(directory, name));
         if let Belief::Node(node) = belief {
-            self.nodes.lose(node, directory, name);
+            self.lose(node, directory, name);
             self.nodes.untold(node);
             news.push(inval_inode(node, false));
+        }
+    }
+
+    /// What the host gave another name in the folder is of it still: who is in it stays there.
+    fn find_again(&self, watch: &Watch, directory: u64, name: &CStr) {
+        if watch.belief(directory, name) != Belief::Unknown || !self.nodes.any_lost() {
+            return;
+        }
+        let Ok(there) = self.nodes.fd(directory).and_then(|fd| nodes::stat_at(&*fd, name)) else {
+            return;
+        };
+        if let Some(node) = self.nodes.known(Key::of(&there))
+            && self.nodes.is_lost(node)
+        {
+            self.nodes.renamed(node, directory, name);
+            watch.believe(directory, name, node);
         }
     }
 
@@ -194,8 +248,8 @@ impl Folder {
         let unsure = plain && told.young && !self.nodes.is_own(node, now);
         if told.stamp != now || unsure {
             self.nodes.untold(node);
-            let contents = plain && (unsure || !told.stamp.same_contents(&now));
-            news.push(inval_inode(node, contents));
+            // All of it, though size and time be as they were: who wrote can set them back.
+            news.push(inval_inode(node, plain));
         }
     }
 }

@@ -5,13 +5,15 @@
 //! below a directory that is found likewise. A descriptor of it is a cache of that: of the many
 //! files that a kernel remembers few are open here. Whatever else stands under that name by then is
 //! another file, and the old one is stale. A file that loses its name while it is known keeps its
-//! descriptor, since there is no other way to it.
+//! descriptor, since there is no other way to it. A directory that does is not of the folder any more,
+//! nor is what is below it, until it is found again.
+
+mod lost;
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
@@ -20,9 +22,8 @@ use rustix::io::Errno;
 
 use crate::abi::ROOT_ID;
 use crate::quota::{Quota, taken};
+pub use crate::stamp::{Key, Stamp, Told};
 
-/// Changes that are further apart have different times, on any host.
-const TICK: Duration = Duration::from_millis(20);
 /// Directories above each other that are walked down again.
 const DEPTH_MAX: usize = 2048;
 
@@ -35,69 +36,6 @@ pub struct Bounds {
     pub descriptors: usize,
     /// Those without a name, whose descriptors stay.
     pub nameless: usize,
-}
-
-/// What a file is, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    device: (u32, u32),
-    inode: u64,
-    born: (i64, u32),
-    kind: u16,
-}
-
-impl Key {
-    /// Of the file that was looked at.
-    pub fn of(stat: &Statx) -> Key {
-        Key {
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
-            kind: stat.stx_mode & 0o170_000,
-        }
-    }
-}
-
-/// What changes whenever a file does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    mode: u16,
-    size: u64,
-    modified: (i64, u32),
-    changed: (i64, u32),
-}
-
-impl Stamp {
-    /// Whether so little time passed since it changed that another change may bear the same stamp.
-    pub fn is_young(&self) -> bool {
-        let (seconds, nanos) = self.changed;
-        let changed = u64::try_from(seconds).map(|s| UNIX_EPOCH + Duration::new(s, nanos));
-        changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age < TICK))
-    }
-
-    /// Whether nothing was written in between.
-    pub fn same_contents(&self, other: &Stamp) -> bool {
-        (self.size, self.modified) == (other.size, other.modified)
-    }
-
-    /// Of the file that was looked at.
-    pub fn of(stat: &Statx) -> Stamp {
-        Stamp {
-            mode: stat.stx_mode,
-            size: stat.stx_size,
-            modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-        }
-    }
-}
-
-/// What the machine was told of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct Told {
-    /// As it was then.
-    pub stamp: Stamp,
-    /// It had changed just before.
-    pub young: bool,
 }
 
 /// A node's end: with it the room of a file without a name is given back.
@@ -140,6 +78,8 @@ struct Node {
     nameless: bool,
     // It is under another name by now, or under none.
     lost: bool,
+    // Therefore its descriptor stays, and counts as one of a file without a name.
+    kept: bool,
     // What of it the machine was told, unless that is not believed any more.
     told: Option<Told>,
     // What it was right after the machine itself changed it last.
@@ -153,7 +93,11 @@ struct Table {
     by_key: HashMap<Key, u64>,
     // Nodes with descriptors that may be closed, in the order in which they came.
     open: VecDeque<u64>,
+    // Those that have no name, and those that are kept.
     nameless: usize,
+    lost: usize,
+    // A directory was, once.
+    lost_directory: bool,
     last: u64,
 }
 
@@ -212,6 +156,7 @@ impl Nodes {
             used: true,
             nameless: false,
             lost: false,
+            kept: false,
             told: None,
             own: None,
             grave,
@@ -254,6 +199,7 @@ impl Nodes {
                     used: false,
                     nameless: false,
                     lost: false,
+                    kept: false,
                     told: None,
                     own: None,
                     grave,
@@ -263,9 +209,9 @@ impl Nodes {
                 id
             }
         };
+        self.is_found(&mut table, id);
         let node = table.nodes.get_mut(&id).ok_or(Errno::STALE)?;
         node.lookups = node.lookups.saturating_add(1);
-        node.lost = false;
         if id != ROOT_ID && (node.parent != parent || node.name.as_c_str() != name || node.nameless)
         {
             (node.parent, node.name) = (parent, name.to_owned());
@@ -297,7 +243,8 @@ impl Nodes {
             if table.by_key.get(&node.key) == Some(&id) {
                 table.by_key.remove(&node.key);
             }
-            table.nameless -= usize::from(node.nameless);
+            table.nameless -= usize::from(node.nameless) + usize::from(node.kept);
+            table.lost -= usize::from(node.lost);
             node
         };
         Some((gone.parent, std::mem::take(&mut gone.name)))
@@ -330,6 +277,7 @@ impl Nodes {
     fn way(&self, mut id: u64) -> Result<(Arc<OwnedFd>, Vec<Part>), Errno> {
         let mut way = Vec::new();
         let mut table = self.lock();
+        table.of_folder(id)?;
         loop {
             let node = table.nodes.get_mut(&id).ok_or(Errno::STALE)?;
             if let Some(fd) = &node.fd {
@@ -350,7 +298,7 @@ impl Nodes {
         while table.open.len() > self.bounds.descriptors {
             let Some(oldest) = table.open.pop_front() else { return };
             let Some(node) = table.nodes.get_mut(&oldest) else { continue };
-            if node.nameless || node.fd.is_none() {
+            if node.nameless || node.kept || node.fd.is_none() {
                 continue;
             }
             if node.used && oldest != id {
@@ -374,6 +322,7 @@ impl Nodes {
     pub fn last_name_goes(&self, id: u64) -> Result<(), Errno> {
         let fd = self.fd(id)?;
         let mut table = self.lock();
+        table.drop_claim(id);
         let full = table.nameless >= self.bounds.nameless;
         let node = table.nodes.get_mut(&id).ok_or(Errno::STALE)?;
         if node.nameless {
@@ -401,23 +350,19 @@ impl Nodes {
 
     /// A file has another name now.
     pub fn renamed(&self, id: u64, parent: u64, name: &CStr) {
-        if let Some(node) = self.lock().nodes.get_mut(&id)
+        let mut table = self.lock();
+        self.is_found(&mut table, id);
+        if let Some(node) = table.nodes.get_mut(&id)
             && id != ROOT_ID
         {
             (node.parent, node.name) = (parent, name.to_owned());
-            (node.lost, node.told) = (false, None);
+            node.told = None;
         }
     }
 
-    /// What stands under the name that a file had is another one now, or nothing.
-    pub fn lose(&self, id: u64, parent: u64, name: &CStr) {
-        let mut table = self.lock();
-        if let Some(node) = table.nodes.get_mut(&id)
-            && node.parent == parent
-            && node.name.as_c_str() == name
-        {
-            node.lost = true;
-        }
+    /// Whether there is a descriptor of it.
+    pub fn is_open(&self, id: u64) -> bool {
+        self.lock().nodes.get(&id).is_some_and(|node| node.fd.is_some())
     }
 
     /// The directory in which a file has its only known name.

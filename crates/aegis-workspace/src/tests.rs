@@ -3,6 +3,8 @@
 mod changes;
 mod hostile;
 mod kernel;
+mod lost;
+mod modes;
 mod quotas;
 
 use std::collections::HashMap;

@@ -16,8 +16,11 @@ use rustix::io::Errno;
 
 use crate::news::LONG;
 
-/// Directories that are watched at most, where the host lets a user have four times as many.
+/// Directories that are watched at most, where the host lets a user have many times as many: the limit
+/// is shared by all machines, and by all other programs of the user.
 const WATCHED_MAX: usize = 16 * 1024;
+/// The part of the host's limit that a machine takes.
+const SHARE: usize = 64;
 /// Names that nothing has, and that are believed to be so, at most.
 const NOTHINGS_MAX: usize = 16 * 1024;
 /// Bytes of news that are read at a time.
@@ -69,6 +72,8 @@ struct Table {
     by_watch: HashMap<i32, u64>,
     // By hash of directory and name.
     names: HashMap<u64, u64>,
+    // How many of them were left when they were tidied last.
+    tidied: usize,
     nothings: HashMap<(u64, CString), Instant>,
 }
 
@@ -99,7 +104,7 @@ impl Watch {
         }
         let inotify = inotify::init(CreateFlags::CLOEXEC).ok()?;
         let (heard, table) = (AtomicBool::new(false), Mutex::default());
-        let most = WATCHED_MAX.min(limit / 4);
+        let most = WATCHED_MAX.min(limit / SHARE);
         Some(Watch { inotify, way, most, hasher: RandomState::new(), heard, table })
     }
 
@@ -150,10 +155,14 @@ impl Watch {
         self.hasher.hash_one((parent, name))
     }
 
-    /// The machine is told that this name is that of a node.
+    /// The machine is told that this name is that of a node. It is noted where changes are heard of.
     pub fn believe(&self, parent: u64, name: &CStr, node: u64) {
         let mut table = self.lock();
-        table.names.insert(self.hash(parent, name), node);
+        if table.by_node.contains_key(&parent) {
+            table.names.insert(self.hash(parent, name), node);
+        } else {
+            table.names.remove(&self.hash(parent, name));
+        }
         if !table.nothings.is_empty() {
             table.nothings.remove(&(parent, name.to_owned()));
         }
@@ -195,8 +204,10 @@ impl Watch {
     /// Notes of names that were known by nodes which are not known any more go, when they are many.
     pub fn tidy(&self, nodes: usize, known: impl Fn(u64) -> bool) {
         let mut table = self.lock();
-        if table.names.len() > 2 * nodes + 1024 {
+        // Twice what was left the last time: else each name more would be a walk over all of them.
+        if table.names.len() > (2 * nodes).max(2 * table.tidied) + 1024 {
             table.names.retain(|_, node| known(*node));
+            table.tidied = table.names.len();
         }
     }
 
@@ -233,6 +244,12 @@ impl Watch {
                 return Ok(changes);
             }
         }
+    }
+
+    /// How many names are noted, for tests.
+    #[cfg(test)]
+    pub fn noted(&self) -> usize {
+        self.lock().names.len()
     }
 
     /// For tests, which wait for nothing.

@@ -43,22 +43,21 @@ impl<P: AsyncRead + AsyncWrite> Pipe<P> {
     /// Host side: opens the session `epoch`. Returns once the machine acknowledged it; the caller
     /// bounds the time.
     pub async fn open(&mut self, epoch: Epoch) -> io::Result<()> {
-        let mut hello = vec![0xFF; frame::PADDING];
-        hello.extend_from_slice(&frame::header(Kind::Hello, epoch, 0));
-        self.write.write_all(&hello).await?;
-        self.write.flush().await?;
-        self.acknowledged(epoch).await
+        self.ask(Kind::Hello, epoch).await
     }
 
     /// Host side: ends the session `epoch`, which nothing carries any more. Returns once the machine
     /// has cleared it away; the caller bounds the time.
     pub async fn leave(&mut self, epoch: Epoch) -> io::Result<()> {
-        self.write.write_all(&frame::header(Kind::Bye, epoch, 0)).await?;
-        self.write.flush().await?;
-        self.acknowledged(epoch).await
+        self.ask(Kind::Bye, epoch).await
     }
 
-    async fn acknowledged(&mut self, epoch: Epoch) -> io::Result<()> {
+    /// Says it behind whatever half frame may be on its way, and waits for the acknowledgement.
+    async fn ask(&mut self, kind: Kind, epoch: Epoch) -> io::Result<()> {
+        let mut said = vec![0xFF; frame::PADDING];
+        said.extend_from_slice(&frame::header(kind, epoch, 0));
+        self.write.write_all(&said).await?;
+        self.write.flush().await?;
         loop {
             match self.next().await? {
                 Some(f) if f.kind == Kind::Ack && f.epoch == epoch => return Ok(()),

@@ -143,9 +143,8 @@ impl<const MAX: usize> FromRequest<State> for JsonBody<MAX> {
 /// why.
 pub(super) async fn discard(body: Body) {
     let mut pieces = body.into_data_stream();
-    let all = async {
-        while let Ok(Some(Ok(_))) = tokio::time::timeout(DISCARD, pieces.next()).await {}
-    };
+    let all =
+        async { while let Ok(Some(Ok(_))) = tokio::time::timeout(DISCARD, pieces.next()).await {} };
     let _ = tokio::time::timeout(DISCARD_ALL, all).await;
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aegis_rules::instance::{InstanceState, Verb};
 use aegis_rules::refusal::Refusal;
-use aegis_wire::bounds::HOST_BODY_MAX;
+use aegis_wire::bounds::{EXEC_BODY_MAX, HOST_BODY_MAX};
 use aegis_wire::host::{
     BackendCapabilities, Counts, CreateBody, Created, DaemonStatus, ExecBody, ExposeBody,
     StatusWord, body,
@@ -199,7 +199,7 @@ async fn exec(
     Extract(state): Extract<State>,
     HostAuth(host): HostAuth,
     Named(name): Named,
-    JsonBody(value): Body,
+    JsonBody(value): JsonBody<EXEC_BODY_MAX>,
 ) -> Answer {
     let ask = body::<ExecBody>(value)?.parse()?;
     let running = instances::exec(host, &state.app, &name, ask).await?;
