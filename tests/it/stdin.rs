@@ -207,7 +207,7 @@ fn a_client_that_leaves_ends_its_command_and_none_holds_more_than_agreed() {
         drop(stdin);
     }
     assert_eq!(house.ok("box", "cat /proc/sys/kernel/random/boot_id"), boot);
-    house.ok("box", "pkill -f 'sleep 2002' || true");
+    house.ok("box", "pkill -f '[s]leep 2002' || true");
 
     // A command that never reads holds its client up, and nobody in between holds what comes.
     let (mut idle, stdin) = begin(&house, &["exec", "-i", "box", "--", "sleep", "2001"]);
